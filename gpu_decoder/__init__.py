@@ -1,0 +1,1 @@
+"""Decode library: knows no network, no trace, no scenario."""

@@ -1,0 +1,1 @@
+"""The simulated device: circuits by family, noise, batches of shots."""

@@ -1,0 +1,145 @@
+"""Memory experiments as stim circuits, and the map from detectors to blocks on the wire.
+
+A shot has ``rounds`` rounds of stabiliser measurement and a final data readout: ``rounds + 1``
+*blocks*. A detector belongs to the block named by its last coordinate; its *slot* is its place
+among the detectors of that block, in stim's order. For the rotated surface code with d = 5 and 5
+rounds the blocks hold 12, 24, 24, 24, 24 and 12 detectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hil.errors import ScenarioError
+
+
+@dataclass(frozen=True)
+class CodeCircuit:
+    """A memory experiment with its detector error model and its wire layout.
+
+    Attributes:
+        circuit_text: the stim circuit, with noise.
+        dem_text: detector error model, decomposed into graphlike parts.
+        basis: ``"X"`` or ``"Z"``, the basis of the stored logical state.
+        n_rounds: rounds of stabiliser measurement (blocks minus one).
+        n_observables: O.
+        coords: float64 [D, k], detector coordinates; the last one is the block.
+    """
+
+    circuit_text: str
+    dem_text: str
+    basis: str
+    n_rounds: int
+    n_observables: int
+    coords: NDArray[np.float64]
+
+    @property
+    def n_detectors(self) -> int:
+        """D."""
+        return int(self.coords.shape[0])
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of a shot: rounds and the final readout."""
+        return self.n_rounds + 1
+
+    @cached_property
+    def detector_block(self) -> NDArray[np.uint16]:
+        """uint16 [D]: block of each detector (its last coordinate)."""
+        return self.coords[:, -1].astype(np.uint16)
+
+    @cached_property
+    def detector_slot(self) -> NDArray[np.uint16]:
+        """uint16 [D]: place of each detector inside its block."""
+        slot = np.empty(self.n_detectors, dtype=np.uint16)
+        for block in range(self.n_blocks):
+            members = np.flatnonzero(self.detector_block == block)
+            slot[members] = np.arange(members.size, dtype=np.uint16)
+        return slot
+
+    @cached_property
+    def block_bits(self) -> NDArray[np.int64]:
+        """int64 [n_blocks]: detectors per block."""
+        return np.bincount(self.detector_block, minlength=self.n_blocks).astype(np.int64)
+
+    @cached_property
+    def wire_order(self) -> NDArray[np.int64]:
+        """int64 [D]: detector indices sorted by block, then slot."""
+        return np.lexsort((self.detector_slot, self.detector_block)).astype(np.int64)
+
+    @property
+    def circuit_sha256(self) -> str:
+        """SHA-256 of the circuit text."""
+        return hashlib.sha256(self.circuit_text.encode()).hexdigest()
+
+    @property
+    def dem_sha256(self) -> str:
+        """SHA-256 of the model text."""
+        return hashlib.sha256(self.dem_text.encode()).hexdigest()
+
+
+def surface_memory(*, distance: int, rounds: int, basis: str, p: float) -> CodeCircuit:
+    """Rotated surface code memory of ``stim.Circuit.generated`` with uniform noise.
+
+    Uniform: all four noise arguments of stim's generator equal ``p`` (``uniform4(p)``). Errors
+    are decomposed with approximations off: the generator makes independent channels only.
+
+    Raises:
+        ScenarioError: stim refuses the parameters, or a detector lies outside the rounds.
+    """
+    import stim
+
+    task = f"surface_code:rotated_memory_{basis.lower()}"
+    try:
+        circuit = stim.Circuit.generated(
+            task,
+            distance=distance,
+            rounds=rounds,
+            after_clifford_depolarization=p,
+            before_round_data_depolarization=p,
+            before_measure_flip_probability=p,
+            after_reset_flip_probability=p,
+        )
+    except ValueError as error:
+        raise ScenarioError(
+            "stim cannot generate this circuit",
+            where="system.qpu.circuit",
+            got=f"{task}, distance {distance}, rounds {rounds}",
+            allowed="what stim.Circuit.generated accepts",
+            fix=str(error),
+        ) from error
+    return from_stim(circuit, basis=basis, rounds=rounds)
+
+
+def from_stim(circuit: object, *, basis: str, rounds: int) -> CodeCircuit:
+    """Wrap a ``stim.Circuit`` whose detectors carry their block as last coordinate, 0..rounds.
+
+    Raises:
+        ScenarioError: a detector has no coordinates or lies outside 0..rounds.
+    """
+    import stim
+
+    if not isinstance(circuit, stim.Circuit):
+        raise TypeError(f"circuit is {type(circuit).__name__}, allowed: stim.Circuit")
+    by_index = circuit.get_detector_coordinates()
+    rows = [by_index[i] for i in range(circuit.num_detectors)]
+    bad = [i for i, row in enumerate(rows) if not row or not 0 <= row[-1] <= rounds]
+    if bad:
+        raise ScenarioError(
+            f"detector D{bad[0]} lies in no round",
+            where="system.qpu.circuit",
+            got=f"coordinates {rows[bad[0]]}",
+            allowed=f"last coordinate 0..{rounds}",
+            fix="give every DETECTOR its round as last coordinate",
+        )
+    width = max((len(row) for row in rows), default=1)
+    coords = np.zeros((len(rows), width), dtype=np.float64)
+    for i, row in enumerate(rows):
+        coords[i, width - len(row) :] = row
+    dem = circuit.detector_error_model(decompose_errors=True)
+    return CodeCircuit(str(circuit), str(dem), basis, rounds, int(circuit.num_observables), coords)

@@ -1,0 +1,205 @@
+"""Batches of shots: detection events and observables, packed, from the seed tree.
+
+The sampler is the one source of truth of a run: every level (virtual, live) consumes the same
+batches, so equal seeds give equal syndromes. A batch always holds ``batch_shots(D)`` shots,
+whatever the run's length, and has a seed of its own: any shot can be made again from
+``(run seed, batch, index)`` with the same stim version and machine type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hil import seeds
+from hil.device.circuits import CodeCircuit
+
+U8: TypeAlias = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class ShotBatch:
+    """``n`` consecutive shots of a run.
+
+    Attributes:
+        first_shot: index of the first shot in the run.
+        batch: sampler batch that the shots come from.
+        first_index: place of the first shot in that batch.
+        detectors_b8: uint8 [n, ceil(D/8)], detection events, stim b8 (LSB first).
+        observables_b8: uint8 [n, ceil(O/8)], true observable flips.
+        epoch: calibration epoch of all these shots.
+    """
+
+    first_shot: int
+    batch: int
+    first_index: int
+    detectors_b8: U8
+    observables_b8: U8
+    epoch: int = 0
+
+    @property
+    def n_shots(self) -> int:
+        """Number of shots."""
+        return int(self.detectors_b8.shape[0])
+
+    def part(self, start: int, stop: int) -> ShotBatch:
+        """Shots ``start:stop`` of this batch as a batch of its own (views, no copies)."""
+        return ShotBatch(
+            self.first_shot + start,
+            self.batch,
+            self.first_index + start,
+            self.detectors_b8[start:stop],
+            self.observables_b8[start:stop],
+            self.epoch,
+        )
+
+
+def batch_shots(n_detectors: int) -> int:
+    """Shots per sampler batch: a power of two, 256..16384, about 2 Mbit of detection events."""
+    wanted = max(256, min(16384, 2**21 // max(1, n_detectors)))
+    return 1 << (wanted.bit_length() - 1)
+
+
+class StimSampler:
+    """Samples a stim circuit through its detector sampler.
+
+    Stim holds the GIL while it samples: beside anything timed it belongs into a process.
+    """
+
+    def __init__(self, code: CodeCircuit, seed: int) -> None:
+        import stim
+
+        self._circuit = stim.Circuit(code.circuit_text)
+        self._seed = seed
+        self._batch_shots = batch_shots(code.n_detectors)
+
+    def batches(self, n_shots: int) -> Iterator[ShotBatch]:
+        """Yield the first ``n_shots`` shots of the run, batch by batch."""
+        for batch in range(-(-n_shots // self._batch_shots)):
+            first = batch * self._batch_shots
+            sampler = self._circuit.compile_detector_sampler(
+                seed=seeds.word(self._seed, "device", "sampler", batch)
+            )
+            detectors, observables = sampler.sample(
+                self._batch_shots, separate_observables=True, bit_packed=True
+            )
+            keep = min(self._batch_shots, n_shots - first)
+            yield ShotBatch(first, batch, 0, detectors[:keep], observables[:keep])
+
+
+class SyndromeFormer:
+    """Forms detection events from raw measurements, as the rack's digital path does.
+
+    A detector is the parity of a set of measurements (the sparse matrix D of the circuit),
+    compared with its noiseless parity. Equal, bit for bit, to ``stim``'s own converter.
+    """
+
+    def __init__(self, code: CodeCircuit) -> None:
+        import stim
+
+        circuit = stim.Circuit(code.circuit_text)
+        members, observable_members = _parities(circuit.flattened())
+        self._terms = _index_matrix(members, circuit.num_measurements)
+        self._observable_terms = _index_matrix(observable_members, circuit.num_measurements)
+        reference = circuit.reference_sample()[None, :]
+        self._reference = _parity(reference, self._terms)
+        self._observable_reference = _parity(reference, self._observable_terms)
+        self.n_measurements = int(circuit.num_measurements)
+
+    def form(self, measurements_b8: U8) -> tuple[U8, U8]:
+        """Detection events and observables of uint8 [n, ceil(M/8)] packed measurements.
+
+        Returns:
+            uint8 [n, ceil(D/8)] and uint8 [n, ceil(O/8)], LSB first.
+        """
+        bits = np.unpackbits(
+            measurements_b8, axis=1, count=self.n_measurements, bitorder="little"
+        ).view(np.bool_)
+        events = _parity(bits, self._terms) ^ self._reference
+        flips = _parity(bits, self._observable_terms) ^ self._observable_reference
+        return (
+            np.packbits(events, axis=1, bitorder="little"),
+            np.packbits(flips, axis=1, bitorder="little"),
+        )
+
+
+def _parities(flat: object) -> tuple[list[list[int]], list[list[int]]]:
+    """Measurement indices of every detector and every observable of a flattened circuit."""
+    detectors: list[list[int]] = []
+    observables: dict[int, list[int]] = {}
+    seen = 0
+    for instruction in flat:  # type: ignore[attr-defined]
+        if instruction.name == "DETECTOR":
+            detectors.append([seen + t.value for t in instruction.targets_copy()])
+        elif instruction.name == "OBSERVABLE_INCLUDE":
+            terms = observables.setdefault(int(instruction.gate_args_copy()[0]), [])
+            terms += [seen + t.value for t in instruction.targets_copy()]
+        else:
+            seen += instruction.num_measurements
+    count = 1 + max(observables, default=-1)
+    return detectors, [observables.get(i, []) for i in range(count)]
+
+
+def _index_matrix(members: list[list[int]], dummy: int) -> NDArray[np.int64]:
+    """int64 [len(members), k]: rows padded with ``dummy``, the index of a bit that is 0."""
+    width = max((len(m) for m in members), default=0)
+    matrix = np.full((len(members), width), dummy, dtype=np.int64)
+    for row, terms in enumerate(members):
+        matrix[row, : len(terms)] = terms
+    return matrix
+
+
+def _parity(bits: NDArray[np.bool_], terms: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """bool [n, rows]: XOR of the listed columns of ``bits`` [n, M]."""
+    padded = np.concatenate([bits, np.zeros((bits.shape[0], 1), dtype=np.bool_)], axis=1)
+    result = np.zeros((bits.shape[0], terms.shape[0]), dtype=np.bool_)
+    for k in range(terms.shape[1]):
+        result ^= padded[:, terms[:, k]]
+    return result
+
+
+class BlockCutter:
+    """Cuts packed shots into blocks as they travel, and joins them again.
+
+    Blocks are rows of one width, ``ceil(max block bits / 8)`` bytes, LSB first in slot order.
+    """
+
+    def __init__(self, code: CodeCircuit) -> None:
+        self._order = code.wire_order
+        self._identity = bool((self._order == np.arange(code.n_detectors)).all())
+        self._edges = np.concatenate([[0], np.cumsum(code.block_bits)])
+        self.n_detectors = code.n_detectors
+        self.block_bits = code.block_bits
+        self.width_bytes = -(-int(code.block_bits.max()) // 8)
+
+    def cut(self, detectors_b8: U8) -> U8:
+        """uint8 [n, ceil(D/8)] -> uint8 [n, n_blocks, width_bytes]."""
+        bits = np.unpackbits(detectors_b8, axis=1, count=self.n_detectors, bitorder="little")
+        if not self._identity:
+            bits = bits[:, self._order]
+        out = np.zeros(
+            (detectors_b8.shape[0], len(self.block_bits), self.width_bytes), dtype=np.uint8
+        )
+        for block, (start, stop) in enumerate(zip(self._edges, self._edges[1:], strict=False)):
+            packed = np.packbits(bits[:, start:stop], axis=1, bitorder="little")
+            out[:, block, : packed.shape[1]] = packed
+        return out
+
+    def join(self, blocks: U8) -> U8:
+        """uint8 [n, n_blocks, width_bytes] -> uint8 [n, ceil(D/8)]."""
+        bits = np.zeros((blocks.shape[0], self.n_detectors), dtype=np.uint8)
+        for block, (start, stop) in enumerate(zip(self._edges, self._edges[1:], strict=False)):
+            bits[:, self._order[start:stop]] = np.unpackbits(
+                blocks[:, block], axis=1, count=int(stop - start), bitorder="little"
+            )
+        return np.packbits(bits, axis=1, bitorder="little")
+
+
+def event_counts(detectors_b8: U8) -> NDArray[np.int64]:
+    """int64 [n]: detection events per shot of uint8 [n, bytes] packed shots."""
+    counts: NDArray[np.int64] = np.bitwise_count(detectors_b8).sum(axis=1, dtype=np.int64)
+    return counts

@@ -1,0 +1,1 @@
+"""Links: one endpoint protocol, several transports."""

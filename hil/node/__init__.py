@@ -1,0 +1,1 @@
+"""Decoder node: pure session state machine, server process, rack-side client."""

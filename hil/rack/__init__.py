@@ -1,0 +1,1 @@
+"""The rack: one description of its stages, two executors of it."""

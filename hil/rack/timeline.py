@@ -1,0 +1,107 @@
+"""What the executors take in and give out: samples of durations in, stamps out.
+
+Axes: ``n`` shots of a batch, ``r = n_rounds + 1`` blocks of a shot (the last one is the final data
+readout). All times are int64 picoseconds. Stamps T0..T10 are those of ``docs/time.md``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+I64: TypeAlias = NDArray[np.int64]
+U8: TypeAlias = NDArray[np.uint8]
+
+
+class Path(IntEnum):
+    """Who answered a shot."""
+
+    PRIMARY = 0
+    FALLBACK = 1
+    UNANSWERED = 2
+
+
+class Status(IntEnum):
+    """Fate of a window (trace column ``status``)."""
+
+    OK = 0
+    LATE = 1
+    TIMEOUT = 2
+    DROPPED = 3
+    CONCEALED = 4
+    VOID = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Duration samples of one batch, drawn from models or measured on a live run.
+
+    Attributes:
+        first_shot: index of the first shot in the run; shots are consecutive.
+        board_ps: [n_board_stages, n_boards, n, r] latency of each stage that runs on every
+            readout board, in order; boards are joined (latest counts) behind the last one.
+        rack_ps: [n_rack_stages, n, r] stages behind the join, the last one is ``packetize``.
+        uplink_ps: [n, r] propagation of the uplink (serialisation is added by the executor).
+        deliver_ps: [n, r] from last bit received to payload visible to the decoder.
+        dispatch_ps: [n] from window complete to eligible for a worker.
+        primary_ps: [n] service time of the primary decoder (> 0).
+        fallback_ps: [n] service time of the fallback decoder (> 0).
+        fallback_pred_ps: [n] service time that the policy predicts for the fallback.
+        reply_ps: [n] from decode end to first bit of the reply.
+        downlink_ps: [n] reply's flight.
+        apply_ps: [n] from reply received to correction in effect.
+        lost: [n, r] True where a frame never reached the decoder (live runs), or ``None``.
+    """
+
+    first_shot: int
+    board_ps: I64
+    rack_ps: I64
+    uplink_ps: I64
+    deliver_ps: I64
+    dispatch_ps: I64
+    primary_ps: I64
+    fallback_ps: I64
+    fallback_pred_ps: I64
+    reply_ps: I64
+    downlink_ps: I64
+    apply_ps: I64
+    lost: NDArray[np.bool_] | None = None
+
+    @property
+    def n_shots(self) -> int:
+        """Shots in this batch."""
+        return int(self.uplink_ps.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Stamps and fates of one batch of shots; ``MISSING_PS`` where something did not happen.
+
+    ``t_intended .. t_visible`` are [n, r] (T0..T4); the others are per shot [n]: the window that
+    a shot's rounds belong to. ``path``, ``reason`` and ``status`` are uint8 codes of ``Path``,
+    ``gpu_decoder.protocol.Reason`` and ``Status``. ``dropped`` [n, r] marks frames refused by a
+    full ring or lost on the way. ``queue_depth`` uint16 [n]: windows waiting when this one arrived.
+    """
+
+    first_shot: int
+    t_intended_ps: I64
+    t_syndrome_ps: I64
+    t_tx_ps: I64
+    t_rx_ps: I64
+    t_visible_ps: I64
+    t_decode_start_ps: I64
+    t_pre_end_ps: I64
+    t_decode_end_ps: I64
+    t_reply_tx_ps: I64
+    t_reply_rx_ps: I64
+    t_applied_ps: I64
+    deadline_ps: I64
+    path: U8
+    reason: U8
+    status: U8
+    dropped: NDArray[np.bool_]
+    queue_depth: NDArray[np.uint16]

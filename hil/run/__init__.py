@@ -1,0 +1,1 @@
+"""Drivers: one run from scenario to verdict."""

@@ -1,0 +1,1 @@
+"""The HDF5 trace: schema, writer, reader, recovery."""

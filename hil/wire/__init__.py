@@ -1,0 +1,1 @@
+"""Bytes only: RoCEv2 frames, RPC messages, integrity codes, captures."""

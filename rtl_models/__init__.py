@@ -1,0 +1,1 @@
+"""RTL models of the rack: SystemVerilog and its loader arrive with their own change."""
