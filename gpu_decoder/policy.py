@@ -2,7 +2,7 @@
 
 A decode in progress cannot be cancelled, and the fallback may cost more than the primary. So:
 
-* The primary queue is first in, first out. With ``P`` the predicted primary service, a window may
+* The primary queue is first in, first out. With ``P`` its predicted primary service, a window may
   start on a primary worker only until ``latest_start = primary_deadline - P``: work that is
   predicted to be useless is not begun. Return to the primary therefore follows from the backlog
   alone; there is no count of clean shots.
@@ -69,6 +69,7 @@ class _Window:
     key: int
     primary_deadline_ps: int
     deadline_ps: int
+    primary_pred_ps: int
     fallback_pred_ps: int
     started: bool = False
 
@@ -86,8 +87,8 @@ class DeadlinePolicy:
 
     @property
     def backlog(self) -> int:
-        """Windows that are complete and neither taken by a worker nor declared."""
-        return len(self._waiting) + len(self._fallback_queue)
+        """Windows that are complete and neither taken by any worker yet nor declared."""
+        return len(self._waiting) + sum(not w.started for w in self._fallback_queue)
 
     def ready(
         self,
@@ -97,9 +98,12 @@ class DeadlinePolicy:
         primary_deadline_ps: int,
         deadline_ps: int,
         fallback_pred_ps: int,
+        primary_pred_ps: int | None = None,
     ) -> list[Action]:
         """Window ``key`` is complete at ``now_ps``; its deadlines are absolute."""
-        window = _Window(key, primary_deadline_ps, deadline_ps, fallback_pred_ps)
+        if primary_pred_ps is None:
+            primary_pred_ps = self.config.primary_service_pred_ps
+        window = _Window(key, primary_deadline_ps, deadline_ps, primary_pred_ps, fallback_pred_ps)
         self._undecided[key] = window
         self._waiting.append(window)
         return self._start_primary(now_ps) + self.tick(now_ps)
@@ -144,7 +148,7 @@ class DeadlinePolicy:
     def _trigger_ps(self, window: _Window) -> int:
         if window.started:
             return window.primary_deadline_ps
-        return window.primary_deadline_ps - self.config.primary_service_pred_ps
+        return window.primary_deadline_ps - window.primary_pred_ps
 
     def _start_primary(self, now_ps: int) -> list[Action]:
         actions: list[Action] = []

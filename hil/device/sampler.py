@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hil import seeds
 from hil.device.circuits import CodeCircuit
+from hil.wire.rpc_batch import split_blocks
 
 U8: TypeAlias = NDArray[np.uint8]
 
@@ -178,16 +179,10 @@ class BlockCutter:
 
     def cut(self, detectors_b8: U8) -> U8:
         """uint8 [n, ceil(D/8)] -> uint8 [n, n_blocks, width_bytes]."""
-        bits = np.unpackbits(detectors_b8, axis=1, count=self.n_detectors, bitorder="little")
         if not self._identity:
-            bits = bits[:, self._order]
-        out = np.zeros(
-            (detectors_b8.shape[0], len(self.block_bits), self.width_bytes), dtype=np.uint8
-        )
-        for block, (start, stop) in enumerate(zip(self._edges, self._edges[1:], strict=False)):
-            packed = np.packbits(bits[:, start:stop], axis=1, bitorder="little")
-            out[:, block, : packed.shape[1]] = packed
-        return out
+            bits = np.unpackbits(detectors_b8, axis=1, count=self.n_detectors, bitorder="little")
+            detectors_b8 = np.packbits(bits[:, self._order], axis=1, bitorder="little")
+        return split_blocks(detectors_b8, self.block_bits)
 
     def join(self, blocks: U8) -> U8:
         """uint8 [n, n_blocks, width_bytes] -> uint8 [n, ceil(D/8)]."""

@@ -49,6 +49,7 @@ class Workload:
         deliver_ps: [n, r] from last bit received to payload visible to the decoder.
         dispatch_ps: [n] from window complete to eligible for a worker.
         primary_ps: [n] service time of the primary decoder (> 0).
+        primary_pred_ps: [n] service time that the policy predicts for the primary.
         fallback_ps: [n] service time of the fallback decoder (> 0).
         fallback_pred_ps: [n] service time that the policy predicts for the fallback.
         reply_ps: [n] from decode end to first bit of the reply.
@@ -64,6 +65,7 @@ class Workload:
     deliver_ps: I64
     dispatch_ps: I64
     primary_ps: I64
+    primary_pred_ps: I64
     fallback_ps: I64
     fallback_pred_ps: I64
     reply_ps: I64
@@ -75,6 +77,25 @@ class Workload:
     def n_shots(self) -> int:
         """Shots in this batch."""
         return int(self.uplink_ps.shape[0])
+
+    def part(self, start: int, stop: int) -> Workload:
+        """Shots ``start:stop`` as a workload of its own (views, no copies)."""
+        return Workload(
+            self.first_shot + start,
+            self.board_ps[:, :, start:stop],
+            self.rack_ps[:, start:stop],
+            self.uplink_ps[start:stop],
+            self.deliver_ps[start:stop],
+            self.dispatch_ps[start:stop],
+            self.primary_ps[start:stop],
+            self.primary_pred_ps[start:stop],
+            self.fallback_ps[start:stop],
+            self.fallback_pred_ps[start:stop],
+            self.reply_ps[start:stop],
+            self.downlink_ps[start:stop],
+            self.apply_ps[start:stop],
+            None if self.lost is None else self.lost[start:stop],
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,7 @@
+"""``python -m hil``."""
+
+from __future__ import annotations
+
+from hil.cli import main
+
+raise SystemExit(main())

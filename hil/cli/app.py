@@ -1,0 +1,60 @@
+"""The command tree, and the translation of errors into exit codes."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import click
+import typer
+
+from hil._version import __version__
+from hil.cli import bench, check, node, run, trace
+from hil.errors import HilError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Co-simulation testbed for real-time quantum error correction: "
+    "device, control rack, RoCEv2 link, decoder node, trace, verdict.",
+)
+app.command()(run.run)
+app.command()(check.check)
+app.add_typer(trace.app, name="trace")
+app.add_typer(node.app, name="node")
+app.add_typer(bench.app, name="bench")
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def run_app(arguments: list[str]) -> int:
+    """Exit code of one invocation; every error ends here."""
+    try:
+        result = app(args=arguments, prog_name="hil", standalone_mode=False)
+    except HilError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        return error.exit_code
+    except click.exceptions.Exit as stop:
+        return int(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        sys.stderr.write("interrupted\n")
+        return 3
+    except Exception:  # noqa: BLE001 - an unforeseen error must not read as verdict FAIL (1)
+        traceback.print_exc()
+        sys.stderr.write("error: unforeseen; please report the lines above\n")
+        return 3
+    return result if isinstance(result, int) else 0

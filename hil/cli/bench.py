@@ -1,0 +1,64 @@
+"""``hil bench``: speed ratios, measured side by side on this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Speed ratios, measured side by side.")
+
+
+@app.callback()
+def _bench() -> None:
+    """Speed ratios, measured side by side."""
+
+
+@app.command()
+def model(
+    json: Annotated[bool, typer.Option("--json", help="Print data instead of a table.")] = False,
+    seconds: Annotated[float, typer.Option(help="Length of one reference measurement.")] = 3.0,
+    repeats: Annotated[int, typer.Option(help="Alternations; the best counts.")] = 3,
+    distance: Annotated[
+        list[int] | None, typer.Option("--distance", "-d", help="Code distance; repeatable.")
+    ] = None,
+    primary: Annotated[str, typer.Option(help="Decoder of both sides.")] = "pymatching_corr",
+) -> None:
+    """Virtual run against bare sampling + decoding; one thread, p = 0.003, rounds = distance."""
+    from json import dumps
+
+    from hil.run.bench import DISTANCES, as_data, bench_model
+
+    rows = bench_model(
+        distance or DISTANCES,
+        seconds=seconds,
+        repeats=repeats,
+        primary=primary,
+        tell=lambda text: typer.echo(text, err=True),
+    )
+    if json:
+        typer.echo(dumps(as_data(rows), indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"virtual run / bare sampler + {primary}, one thread, p = 0.003")
+    for name in (
+        "d",
+        "shots",
+        "bare /s",
+        "level shots /s",
+        "ratio",
+        "level rounds /s",
+        "ratio rounds",
+        "overhead us/shot",
+        "fallbacks",
+    ):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            str(row.distance), f"{row.shots:,}", f"{row.rate_bare:,.0f}", f"{row.rate_shots:,.0f}",
+            f"{row.ratio:.2f}", f"{row.rate_rounds:,.0f}", f"{row.ratio_rounds:.2f}",
+            f"{row.overhead_us:.2f}", f"{100 * row.fallback_rate:.2f} %",
+        )  # fmt: skip
+    Console().print(table)

@@ -1,0 +1,159 @@
+"""What a link endpoint is: registered memory, one peer, posts, completions, counters.
+
+An endpoint is a UC queue pair with one packet per message, as NVIDIA's sensor bridge uses it: no
+acknowledgement, no retransmission. A slot is *owned* by the receiving application from the
+completion until :meth:`Endpoint.release`; a frame for an owned slot is never written, but its
+completion says ``busy`` and carries the header, so that the application can answer BUSY.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from hil.link.sequence import Arrival
+
+Kind: TypeAlias = Literal["write_imm", "send"]
+Buffer: TypeAlias = bytes | bytearray | memoryview
+Stage: TypeAlias = Callable[[bytes], Iterable[bytes]]
+"""What stands between an endpoint and its wire: one datagram in, any number of datagrams out."""
+
+HEADER_BYTES = 24
+"""So many payload bytes are copied into every completion: one RPC header."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """What a sender must know of a receiver.
+
+    Slot ``s`` of the receiver's memory begins at ``base_va + s * stride``. ``psn`` is the PSN that
+    the receiver expects first: the sender starts there.
+    """
+
+    host: str
+    port: int
+    qp: int
+    psn: int
+    rkey: int
+    base_va: int
+    stride: int
+    n_slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """Receive completion of a write-with-immediate or a send.
+
+    ``slot`` tells where the payload lies (``length`` bytes) unless ``busy``: then nothing was
+    written and nothing must be released. ``imm`` is 0 for a send. ``t_rx_ps`` is the host's
+    monotonic clock right after the packet was taken from the network. ``header``: the first 24
+    payload bytes (fewer if the payload is shorter). ``arrival``: what the PSN audit says; a busy
+    completion may also be the copy of a frame whose original still owns the slot.
+    """
+
+    slot: int
+    imm: int
+    psn: int
+    length: int
+    t_rx_ps: int
+    busy: bool
+    kind: Kind
+    header: bytes
+    arrival: Arrival
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Frames built ahead of time; PSN, immediate and ICRC are filled in when one is posted.
+
+    ``rows``: u1[n, bytes], BTH .. ICRC. ``slots``: i8[n]; unused for sends.
+    """
+
+    kind: Kind
+    rows: npt.NDArray[np.uint8]
+    slots: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@runtime_checkable
+class Endpoint(Protocol):
+    """One end of a link. All calls come from one thread; none blocks."""
+
+    def register(self, n_slots: int, slot_bytes: int) -> memoryview:
+        """Make memory that the peer may write: ``n_slots`` slots, ``stride`` bytes apart.
+
+        The stride is ``slot_bytes`` rounded up to a multiple of 128 and stands in
+        :meth:`address`. Sends fill the same slots, round robin. Called once.
+        """
+        ...
+
+    def address(self) -> PeerAddress:
+        """What the peer must know of this end. Needs :meth:`register` first."""
+        ...
+
+    def connect(self, peer: PeerAddress) -> None:
+        """Set the peer: the only one that is sent to and heard."""
+        ...
+
+    def post_write_imm(self, payload: Buffer, slot: int) -> None:
+        """UC WRITE ONLY WITH IMM into the peer's slot."""
+        ...
+
+    def post_write(self, payload: Buffer, slot: int) -> None:
+        """UC WRITE ONLY into the peer's slot: no completion at the peer."""
+        ...
+
+    def post_send(self, payload: Buffer) -> None:
+        """UC SEND ONLY: lands in the peer's next slot."""
+        ...
+
+    def prepare(
+        self,
+        payloads: npt.NDArray[np.uint8],
+        slots: npt.NDArray[np.int64] | None,
+        kind: Kind = "write_imm",
+    ) -> Prepared:
+        """Build frames from u1[n, L] for slots i8[n] (``None`` for kind ``send``)."""
+        ...
+
+    def post(self, prepared: Prepared, index: int) -> None:
+        """Send one prepared frame with the next PSN; order and repetition are free."""
+        ...
+
+    def poll(self, max_completions: int) -> list[Completion]:
+        """Completions that are there now, at most so many; never blocks, never raises on input."""
+        ...
+
+    def release(self, slot: int) -> None:
+        """Give an owned slot back to the peer."""
+        ...
+
+    def intercept(self, stage: Stage | None) -> None:
+        """Let every outgoing datagram pass through ``stage`` (fault injection, capture)."""
+        ...
+
+    def seal(self, datagram: bytearray) -> None:
+        """Recompute the ICRC of an outgoing datagram in place."""
+        ...
+
+    def transmit(self, datagram: bytes) -> None:
+        """Put a finished datagram on the wire, past any stage."""
+        ...
+
+    def fileno(self) -> int | None:
+        """Descriptor for ``select``, or None."""
+        ...
+
+    def counters(self) -> dict[str, int]:
+        """Counts since creation; every key of :data:`hil.link.uc.COUNTERS`, and maybe more."""
+        ...
+
+    def close(self) -> None:
+        """Let go of socket and address; closing twice is fine."""
+        ...

@@ -1,0 +1,187 @@
+"""The receiving half of a UC queue pair: checks, PSN audit, slots and their owners.
+
+Pure byte handling: the transport hands over datagrams (BTH .. ICRC) and says when each arrived.
+What is not for us is counted by cause and dropped. Checks are made in this order, and the first
+that fails names the cause: length (>= 16 bytes), ICRC, opcode and version, P_Key, QP, [PSN audit],
+pad and RETH length, rkey, bounds (from the start of a slot to its end), immediate (its PSN and
+slot against BTH and RETH).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from hil.errors import LinkError
+from hil.link.endpoint import HEADER_BYTES, Completion, Kind
+from hil.link.sequence import SequenceAudit
+from hil.wire.icrc import BTH_BYTES, ICRC_BYTES, IcrcPath
+from hil.wire.roce import (
+    IMM_BYTES,
+    MAX_QP,
+    MAX_SLOTS,
+    MIN_DATAGRAM_BYTES,
+    PKEY_DEFAULT,
+    PSN_BITS,
+    RETH_BYTES,
+    STRIDE_UNIT,
+    Opcode,
+    slot_imm,
+)
+
+BASE_VA: Final = 0x1000_0000
+_WRITE: Final = int(Opcode.UC_WRITE_ONLY)
+_WRITE_IMM: Final = int(Opcode.UC_WRITE_ONLY_IMM)
+_SEND: Final = int(Opcode.UC_SEND_ONLY)
+_PAYLOAD_AT: Final = {
+    _WRITE: BTH_BYTES + RETH_BYTES,
+    _WRITE_IMM: BTH_BYTES + RETH_BYTES + IMM_BYTES,
+    _SEND: BTH_BYTES,
+}
+
+COUNTED: Final = (
+    *("rx_ok", "rx_busy", "drop_length", "drop_icrc", "drop_opcode", "drop_pkey", "drop_qp"),
+    *("drop_rkey", "drop_bounds", "drop_imm", "drop_peer"),
+)
+
+
+class Receiver:
+    """Memory of one queue pair and the rules by which packets get into it.
+
+    Attributes:
+        counts: one count for every name of :data:`COUNTED`.
+        audit: the PSN audit; every packet that reaches this QP intact enters it.
+        n_slots: 0 until :meth:`register`.
+        stride: bytes from slot to slot.
+
+    Args:
+        qp: own queue pair number.
+        rkey: own memory key.
+        psn_start: PSN expected first.
+    """
+
+    __slots__ = (
+        *("_memory", "_owned", "_qp", "_rkey", "_send_slot"),
+        *("audit", "counts", "n_slots", "stride"),
+    )
+
+    def __init__(self, qp: int, rkey: int, psn_start: int) -> None:
+        self._qp, self._rkey = qp, rkey
+        self._memory = memoryview(b"")
+        self._owned = bytearray()
+        self._send_slot = 0
+        self.n_slots = self.stride = 0
+        self.audit = SequenceAudit(PSN_BITS, psn_start)
+        self.counts = dict.fromkeys(COUNTED, 0)
+
+    def register(self, n_slots: int, slot_bytes: int) -> memoryview:
+        """Make the slots; see :meth:`hil.link.endpoint.Endpoint.register`.
+
+        Raises:
+            LinkError: called twice, or sizes out of range.
+        """
+        if self.n_slots or not 1 <= n_slots <= MAX_SLOTS or slot_bytes < 1:
+            raise LinkError(
+                "memory cannot be registered",
+                got=f"{n_slots} slots of {slot_bytes} B after {self.n_slots} slots",
+                allowed=f"once, 1..{MAX_SLOTS} slots of >= 1 B",
+            )
+        self.n_slots = n_slots
+        self.stride = -(-slot_bytes // STRIDE_UNIT) * STRIDE_UNIT
+        self._memory = memoryview(bytearray(n_slots * self.stride))
+        self._owned = bytearray(n_slots)
+        return self._memory
+
+    def release(self, slot: int) -> None:
+        """Take a slot back from the application.
+
+        Raises:
+            LinkError: it does not own that slot.
+        """
+        if not 0 <= slot < self.n_slots or not self._owned[slot]:
+            raise LinkError(
+                "slot is not owned", got=str(slot), fix="release once, and never a busy completion"
+            )
+        self._owned[slot] = 0
+
+    def drop(self, cause: str) -> None:
+        """Count one datagram that the transport itself refused."""
+        self.counts[cause] += 1
+
+    def accept(self, datagram: memoryview, path: IcrcPath, t_rx_ps: int) -> Completion | None:
+        """Judge one datagram: store it, refuse it as busy, or drop it.
+
+        Args:
+            datagram: BTH .. ICRC, writable; used until the return only.
+            path: the direction it came, for the ICRC.
+            t_rx_ps: when it was taken from the network.
+
+        Returns:
+            A completion for writes with immediate and sends that were stored or found their slot
+            owned; None for plain writes and for everything dropped.
+        """
+        cause = self._transport_fault(datagram, path)
+        if cause:
+            self.counts[cause] += 1
+            return None
+        opcode = datagram[0]
+        psn = int.from_bytes(datagram[9:12], "big")
+        arrival = self.audit.observe(psn)
+        start = _PAYLOAD_AT[opcode]
+        payload = datagram[start : max(start, len(datagram) - ICRC_BYTES - (datagram[1] >> 4 & 3))]
+        slot, cause = self._place(datagram, opcode, psn, len(payload))
+        if cause:
+            self.counts[cause] += 1
+            return None
+        busy = self._owned[slot] != 0
+        self.counts["rx_busy" if busy else "rx_ok"] += 1
+        if not busy:
+            at = slot * self.stride
+            self._memory[at : at + len(payload)] = payload
+        if opcode == _WRITE:
+            return None
+        if not busy:
+            self._owned[slot] = 1
+            if opcode == _SEND:
+                self._send_slot = (slot + 1) % self.n_slots
+        kind: Kind = "send" if opcode == _SEND else "write_imm"
+        imm = int.from_bytes(datagram[28:32], "big") if opcode == _WRITE_IMM else 0
+        header = bytes(payload[:HEADER_BYTES])
+        return Completion(slot, imm, psn, len(payload), t_rx_ps, busy, kind, header, arrival)
+
+    def _transport_fault(self, datagram: memoryview, path: IcrcPath) -> str:
+        if len(datagram) < MIN_DATAGRAM_BYTES:
+            return "drop_length"
+        if not path.check(datagram):
+            return "drop_icrc"
+        opcode, flags, pkey, qp, _ = struct.unpack_from("!BBHII", datagram)
+        if opcode not in _PAYLOAD_AT or flags & 15:
+            return "drop_opcode"
+        if pkey != PKEY_DEFAULT:
+            return "drop_pkey"
+        return "" if qp & MAX_QP == self._qp else "drop_qp"
+
+    def _place(self, datagram: memoryview, opcode: int, psn: int, length: int) -> tuple[int, str]:
+        whole = _PAYLOAD_AT[opcode] + length + (datagram[1] >> 4 & 3) + ICRC_BYTES
+        if whole != len(datagram) or whole % 4:
+            return 0, "drop_length"
+        if length > self.stride or not self.n_slots:
+            return 0, "drop_bounds"
+        if opcode == _SEND:
+            return self._send_slot, ""
+        return self._written_slot(datagram, opcode, psn, length)
+
+    def _written_slot(
+        self, datagram: memoryview, opcode: int, psn: int, length: int
+    ) -> tuple[int, str]:
+        va, rkey, announced = struct.unpack_from("!QII", datagram, BTH_BYTES)
+        if announced != length:
+            return 0, "drop_length"
+        if rkey != self._rkey:
+            return 0, "drop_rkey"
+        slot, offset = divmod(va - BASE_VA, self.stride)
+        if offset or not 0 <= slot < self.n_slots:
+            return 0, "drop_bounds"
+        imm = int.from_bytes(datagram[28:32], "big")
+        wrong = opcode == _WRITE_IMM and imm != slot_imm(psn, slot)
+        return slot, "drop_imm" if wrong else ""

@@ -1,0 +1,294 @@
+"""The rack's side of a live exchange: sends frames on time, books replies, never waits for one.
+
+Open loop: a frame leaves when its instant has come, whatever has or has not been answered. One
+thread, one loop; between two sends it sleeps in ``select`` or, on request, spins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+
+from hil.link.endpoint import Endpoint, Prepared
+from hil.link.soft_roce import SoftRoceEndpoint
+from hil.node.config import Launch, NodeConfig, Peer
+from hil.node.exchange import Exchange, NodeLostError, Plan, concatenate
+from hil.node.ledger import Batch, Ledger
+from hil.node.process import NodeProcess
+from hil.node.stamps import StampReader, create_stamp_file
+from hil.timebase import MISSING_PS, PS_PER_MS, PS_PER_S, PS_PER_US, monotonic_ps
+from hil.wire.rpc_batch import row_bytes
+
+__all__ = ["Exchange", "NodeLostError", "Plan", "RackClient"]
+
+REPLY_SLOTS: Final = 1024
+SEND_BATCH: Final = 4
+"""Frames that may leave in a row, when late, before replies get their turn."""
+
+POLL_BATCH: Final = 16
+SPIN_PS: Final = 100 * PS_PER_US
+_HOUSEKEEPING_PS: Final = 20 * PS_PER_MS
+_REPLY_BYTES: Final = 24 + 16
+_LATE_PS: Final = PS_PER_MS
+
+
+@dataclass(slots=True)
+class _Outgoing:
+    """A plan that is being sent: a cursor over its messages, in the order of their counters."""
+
+    batch: Batch
+    enqueue: Prepared
+    get: Prepared
+    shot: int = 0
+    block: int = 0
+
+
+class RackClient:
+    """A rack's connection to its own node process. Use as a context manager.
+
+    Start it from a thread that lives as long as the connection.
+
+    Args:
+        config: the exchange.
+        start_timeout_s: limit for the node's start, decoders built and warm.
+        wrap: lets tests put faults around the rack's endpoint.
+
+    Raises:
+        LinkError: an address is taken or not loopback.
+        NodeError: the node did not start.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        *,
+        start_timeout_s: float = 120.0,
+        wrap: Callable[[Endpoint], Endpoint] | None = None,
+    ) -> None:
+        self._config = config
+        self._ledger = Ledger(config)
+        self._held: deque[tuple[int, Prepared, int]] = deque()  # due, frames, index
+        self._late_sends = 0
+        self._node_counters: dict[str, int] = {}
+        self._stack = contextlib.ExitStack()
+        try:
+            self._open(wrap, start_timeout_s)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _open(self, wrap: Callable[[Endpoint], Endpoint] | None, start_timeout_s: float) -> None:
+        config = self._config
+        self._endpoint: Endpoint = SoftRoceEndpoint(
+            config.rack_address, port=config.udp_port, psn_start=config.psn_start_down
+        )
+        self._stack.callback(self._endpoint.close)
+        if wrap is not None:
+            self._endpoint = wrap(self._endpoint)
+        largest = row_bytes(_REPLY_BYTES + config.prediction_bytes)
+        self._memory = self._endpoint.register(REPLY_SLOTS, largest)
+        address = self._endpoint.address()
+        self._stride = address.stride
+        n_frames = config.stamp_shots * config.n_blocks
+        path = create_stamp_file(n_frames, config.stamp_shots, config.prediction_bytes)
+        try:
+            self._stamps = StampReader(path)
+            self._stack.callback(self._stamps.close)
+            launch = Launch(
+                config=config,
+                peer=Peer(**asdict(address)),
+                stamp_path=str(path),
+                parent_pid=os.getpid(),
+            )
+            self._node = NodeProcess(launch, timeout_s=start_timeout_s)
+        finally:
+            path.unlink()  # both sides have it mapped; nothing is left behind whatever happens
+        self._stack.callback(self._node.close)
+        self._endpoint.connect(self._node.peer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- public -------------------------------------------------------------------------------
+
+    @property
+    def node_pid(self) -> int:
+        """Process id of the node."""
+        return self._node.pid
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the decode workers."""
+        return list(self._node.worker_pids)
+
+    def fingerprints(self) -> dict[str, dict[str, str]]:
+        """What really answers: fingerprint of the ``primary`` and of the ``fallback`` decoder."""
+        return self._node.fingerprints
+
+    def counters(self) -> dict[str, int]:
+        """Counts of the rack side: frames, replies by fate, ``link.*`` of the endpoint."""
+        link = {f"link.{name}": count for name, count in self._endpoint.counters().items()}
+        return {**self._ledger.count, "late_sends": self._late_sends, **link}
+
+    def close(self) -> dict[str, int]:
+        """End the node in good order and reap it; returns the node's counters.
+
+        Empty if the node died. Closing twice returns the same.
+        """
+        node = getattr(self, "_node", None)
+        if node is not None and not self._node_counters:
+            self._node_counters = node.end(self._ledger.next_counter)
+        self._stack.close()
+        return self._node_counters
+
+    def stream(self, plans: Iterable[Plan], *, spin: bool = False) -> Iterator[Exchange]:
+        """Send all plans on time and yield one exchange per plan, in order.
+
+        While the caller holds the iterator, and while ``plans`` makes its next item, nothing is
+        sent and no reply is stamped.
+
+        Args:
+            plans: what to send; shots are consecutive.
+            spin: do not sleep in the last 100 us before a send instant (wants a core).
+
+        Raises:
+            NodeLostError: the node died; ``partial`` carries what is known.
+            UsageError: a plan does not fit.
+            LinkError: the network refused a frame.
+        """
+        source = iter(plans)
+        outgoing = self._pull(source)
+        housekeeping_ps = 0
+        while outgoing is not None or self._held or self._ledger.batches:
+            self._wait(self._next_send_ps(outgoing), spin=spin)
+            if outgoing is not None and self._send_due(outgoing):
+                outgoing = self._pull(source)
+            self._send_held()
+            self._take_replies()
+            now_ps = monotonic_ps()
+            if now_ps > housekeeping_ps:
+                housekeeping_ps = now_ps + _HOUSEKEEPING_PS
+                self._ledger.declare_overdue(now_ps)
+                if not self._node.is_alive():
+                    raise self._lost()
+            yield from self._finished(now_ps)
+
+    # -- sending ------------------------------------------------------------------------------
+
+    def _pull(self, source: Iterator[Plan]) -> _Outgoing | None:
+        plan = next(source, None)
+        if plan is None:
+            return None
+        batch = self._ledger.open(plan)
+        n, r = plan.t_send_ps.shape
+        per_shot, slots = self._config.messages_per_shot, self._config.ring_slots
+        counters = (plan.first_shot + np.arange(n))[:, None] * per_shot + np.arange(r + 1)
+        rows = plan.enqueue.reshape(n * r, -1)
+        enqueue = self._endpoint.prepare(rows, (counters[:, :r] % slots).reshape(-1))
+        return _Outgoing(batch, enqueue, self._endpoint.prepare(plan.get, counters[:, r] % slots))
+
+    def _next_send_ps(self, outgoing: _Outgoing | None) -> int | None:
+        timers = [self._held[0][0]] if self._held else []
+        if outgoing is not None:
+            timers.append(int(outgoing.batch.plan.t_send_ps[outgoing.shot, outgoing.block]))
+        return min(timers, default=None)
+
+    def _wait(self, until_ps: int | None, *, spin: bool) -> None:
+        """Sleep until a reply, the node's end, or (nearly) the instant ``until_ps``."""
+        wait_ps = _HOUSEKEEPING_PS if until_ps is None else until_ps - monotonic_ps()
+        if spin or self._held:
+            wait_ps -= SPIN_PS
+        wait_s = min(max(0, wait_ps), _HOUSEKEEPING_PS) / PS_PER_S
+        listen: list[Any] = [self._endpoint.fileno(), self._node]
+        readable, _, _ = select.select(listen, (), (), wait_s)
+        if self._node in readable:
+            raise self._lost()
+
+    def _send_due(self, outgoing: _Outgoing) -> bool:
+        """Send what is due, a few frames at most; returns True when the plan is sent."""
+        times, blocks = outgoing.batch.plan.t_send_ps, self._config.n_blocks
+        for _ in range(SEND_BATCH):
+            shot, block = outgoing.shot, outgoing.block
+            wanted_ps, now_ps = int(times[shot, block]), monotonic_ps()
+            if now_ps < wanted_ps:
+                return False
+            self._late_sends += now_ps - wanted_ps > _LATE_PS
+            self._emit(outgoing, shot, block)
+            if block < blocks - 1:
+                outgoing.block += 1
+                continue
+            self._emit(outgoing, shot, blocks)
+            outgoing.shot, outgoing.block = shot + 1, 0
+            if outgoing.shot == len(times):
+                return True
+        return False
+
+    def _emit(self, outgoing: _Outgoing, shot: int, block: int) -> None:
+        """Stamp T2 and send one message, or hold it back for the injected uplink delay."""
+        blocks = self._config.n_blocks
+        frames, index = (outgoing.enqueue, shot * blocks + block)
+        if block == blocks:
+            frames, index = outgoing.get, shot
+        number = outgoing.batch.plan.first_shot + shot
+        delay_ps = self._config.delays.of("uplink", number)
+        t_tx_ps = monotonic_ps()
+        self._ledger.sent(outgoing.batch, shot, block, t_tx_ps)
+        if delay_ps or self._held:
+            self._held.append((t_tx_ps + delay_ps, frames, index))
+        else:
+            self._endpoint.post(frames, index)
+
+    def _send_held(self) -> None:
+        while self._held and self._held[0][0] <= monotonic_ps():
+            _, frames, index = self._held.popleft()
+            self._endpoint.post(frames, index)
+
+    # -- receiving ----------------------------------------------------------------------------
+
+    def _take_replies(self) -> None:
+        for completion in self._endpoint.poll(POLL_BATCH):
+            if completion.busy:  # cannot be: every slot is released at once
+                continue
+            at = completion.slot * self._stride
+            data = self._memory[at : at + completion.length]
+            self._ledger.reply(data, completion.t_rx_ps)
+            self._endpoint.release(completion.slot)
+
+    def _finished(self, now_ps: int) -> Iterator[Exchange]:
+        batches = self._ledger.batches
+        while batches and batches[0].done_ps != MISSING_PS:
+            waited_ps = now_ps - batches[0].done_ps
+            ready = self._ledger.complete(batches[0], self._stamps)
+            if not ready and waited_ps < self._config.answer_timeout_ps:
+                return
+            yield self._ledger.close(batches[0], self._stamps)
+
+    def _lost(self) -> NodeLostError:
+        """The error that tells of the node's end, with everything that came before it."""
+        self._take_replies()
+        parts = [
+            self._ledger.close(batch, self._stamps, node_lost=True)
+            for batch in list(self._ledger.batches)
+        ]
+        return NodeLostError(
+            "the decoder node died",
+            where=f"node pid {self._node.pid}",
+            got=self._node.epitaph(),
+            partial=concatenate(parts) if parts else None,
+        )

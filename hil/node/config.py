@@ -1,0 +1,271 @@
+"""What a decoder node must know before the first frame: one frozen, validated, JSON-able model.
+
+The rack process writes it as one line to the node's standard input (``Launch``). Nothing in it
+changes while the node lives.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from functools import cached_property
+from itertools import pairwise
+from typing import Annotated, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gpu_decoder.build import NAMES
+from hil.errors import UsageError
+from hil.timebase import PS_PER_MS, PS_PER_S
+
+HOPS: Final = ("uplink", "deliver", "queue", "decode", "reply", "downlink")
+"""Hops whose delay can be injected in a live run, in the order of a shot's life."""
+
+NonNegative = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Psn = Annotated[int, Field(ge=0, lt=1 << 24)]
+U32 = Annotated[int, Field(ge=0, lt=1 << 32)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Delays(_Model):
+    """Pure delays added on purpose, in ps (0 = none), for the known-delay test and stall faults.
+
+    Attributes:
+        uplink_ps: the sender holds a frame between its stamp T2 (tx) and the socket.
+        deliver_ps: the node holds a frame between T3 (rx) and T4 (visible).
+        queue_ps: the node holds a complete window before a worker may take it.
+        decode_ps: the worker spins inside its start and end stamps.
+        reply_ps: the node waits between decode end and its stamp T8 (reply tx).
+        downlink_ps: the node holds the reply between T8 and the socket.
+        from_shot: hop name -> first shot with that delay; 0 where a hop is not named.
+        stalls_ps: shot -> extra time of its primary decode (fault ``decoder_stall``).
+    """
+
+    uplink_ps: NonNegative = 0
+    deliver_ps: NonNegative = 0
+    queue_ps: NonNegative = 0
+    decode_ps: NonNegative = 0
+    reply_ps: NonNegative = 0
+    downlink_ps: NonNegative = 0
+    from_shot: dict[Literal["uplink", "deliver", "queue", "decode", "reply", "downlink"], int] = {}
+    stalls_ps: dict[int, int] = {}
+
+    def of(self, hop: str, shot: int) -> int:
+        """Injected delay in ps of ``hop`` (one of ``HOPS``) for ``shot``."""
+        delay_ps: int = getattr(self, f"{hop}_ps")
+        if not delay_ps or shot < self.from_shot.get(hop, 0):  # type: ignore[call-overload]
+            return 0
+        return delay_ps
+
+
+class NodeConfig(_Model):
+    """Configuration of one live exchange: addresses, geometry of a shot, decoders, policy, faults.
+
+    Attributes:
+        rack_address: loopback address of the rack's endpoint.
+        node_address: loopback address of the node's endpoint, another one.
+        udp_port: UDP port of both (4791 is RoCEv2's).
+        psn_start_up: first packet sequence number rack -> node.
+        psn_start_down: first packet sequence number node -> rack.
+        ring_slots: slots of the node's memory; a frame owns one until its window is taken.
+        block_detectors: per block (round; the last one is the final data readout) the detector
+            index of each bit on the wire, in order. Together a permutation of ``range(D)``.
+        n_observables: O, bits of an answer.
+        first_shot: number of the first shot that will be sent.
+        decoder_id: id that every message must carry.
+        epoch: calibration epoch that every message must carry.
+        board_mask: boards that must have contributed to every block.
+        dem_text: stim detector error model with D detectors and O observables.
+        primary: decoder name (``gpu_decoder.build.NAMES``).
+        primary_workers: processes that run it.
+        fallback: decoder name of the fallback, or ``None``: policy ``never``.
+        fallback_workers: processes that run it.
+        mode: ``decide``: deadlines hold on the wall clock; ``measure``: durations are measured
+            and the fates are decided elsewhere, in scenario time.
+        deadline_ps: answer in effect, relative to T0 of the last block.
+        primary_deadline_ps: primary done, relative to T0 of the last block.
+        primary_pred_ps: P, predicted primary service time.
+        way_back_pred_ps: predicted time from decode end to correction in effect.
+        fallback_pred: predicted fallback service by event count: points ``(events, ps)``, linear in
+            between, constant outside.
+        gap_timeout_ps: without any frame for that long, incomplete shots are declared. Must exceed
+            the largest spacing of two frames of a shot.
+        answer_timeout_ps: rack side: no reply so long after the request = declared by the rack.
+        stamp_shots: shots kept in the shared stamp file.
+        spin: the node polls without sleeping (wants a core of its own).
+        delays: injected delays and stalls.
+    """
+
+    rack_address: str
+    node_address: str
+    udp_port: Annotated[int, Field(ge=1, le=65535)] = 4791
+    psn_start_up: Psn = 0
+    psn_start_down: Psn = 0
+    ring_slots: Annotated[int, Field(ge=1, le=4096)]
+    block_detectors: tuple[tuple[NonNegative, ...], ...]
+    n_observables: Annotated[int, Field(ge=1)]
+    first_shot: NonNegative = 0
+    decoder_id: Annotated[int, Field(ge=0, le=31)] = 0
+    epoch: U32 = 0
+    board_mask: U32 = 1
+    dem_text: str
+    primary: str
+    primary_workers: Positive = 1
+    fallback: str | None = None
+    fallback_workers: Positive = 1
+    mode: Literal["decide", "measure"]
+    deadline_ps: Positive
+    primary_deadline_ps: Positive | None = None
+    primary_pred_ps: NonNegative = 0
+    way_back_pred_ps: NonNegative = 0
+    fallback_pred: tuple[tuple[int, int], ...] = ()
+    gap_timeout_ps: Positive = 200 * PS_PER_MS
+    answer_timeout_ps: Positive = 2 * PS_PER_S
+    stamp_shots: Annotated[int, Field(ge=16)] = 8192
+    spin: bool = False
+    delays: Delays = Delays()
+
+    @classmethod
+    def create(cls, **fields: object) -> NodeConfig:
+        """Build and check a configuration.
+
+        Raises:
+            UsageError: a field is missing, unknown, malformed or at odds with another one.
+        """
+        try:
+            config = cls.model_validate(fields)
+        except ValidationError as error:
+            raise _usage(error) from None
+        return config.checked()
+
+    @classmethod
+    def from_json(cls, text: str) -> NodeConfig:
+        """Read what ``model_dump_json`` wrote, and check it.
+
+        Raises:
+            UsageError: as ``create``.
+        """
+        try:
+            config = cls.model_validate_json(text)
+        except ValidationError as error:
+            raise _usage(error) from None
+        return config.checked()
+
+    def checked(self) -> NodeConfig:
+        """Return self after the checks that span several fields.
+
+        Raises:
+            UsageError: naming the field, what it holds and what is allowed.
+        """
+        for name in ("rack_address", "node_address"):
+            _check_loopback(name, getattr(self, name))
+        if self.rack_address == self.node_address:
+            _refuse("node_address", self.node_address, "another address than rack_address")
+        for name, value in (("primary", self.primary), ("fallback", self.fallback)):
+            if value is not None and value not in NAMES:
+                _refuse(name, value, ", ".join(sorted(NAMES)))
+        flat = [d for block in self.block_detectors for d in block]
+        if not all(self.block_detectors) or sorted(flat) != list(range(len(flat))) or not flat:
+            _refuse(
+                "block_detectors",
+                f"{len(self.block_detectors)} blocks, {len(flat)} indices",
+                "blocks with at least one detector, each of range(D) exactly once",
+            )
+        if self.mode == "decide" and self.fallback is not None:
+            self._check_policy()
+        return self
+
+    def _check_policy(self) -> None:
+        if self.primary_deadline_ps is None or self.primary_deadline_ps >= self.deadline_ps:
+            _refuse(
+                "primary_deadline_ps",
+                str(self.primary_deadline_ps),
+                f"a time below deadline_ps ({self.deadline_ps} ps)",
+            )
+        if not self.fallback_pred:
+            _refuse("fallback_pred", "()", "at least one point (events, ps)")
+
+    @property
+    def n_blocks(self) -> int:
+        """r: blocks of a shot, the rounds and the final data readout."""
+        return len(self.block_detectors)
+
+    @property
+    def messages_per_shot(self) -> int:
+        """r enqueue_syndromes and one get_corrections."""
+        return self.n_blocks + 1
+
+    @cached_property
+    def n_detectors(self) -> int:
+        """D: detectors of a whole shot."""
+        return sum(len(block) for block in self.block_detectors)
+
+    @property
+    def prediction_bytes(self) -> int:
+        """ceil(O / 8)."""
+        return -(-self.n_observables // 8)
+
+    @cached_property
+    def detector_index(self) -> tuple[NDArray[np.int64], ...]:
+        """Per block the detector index of each bit, int64 [bits]."""
+        return tuple(np.asarray(block, dtype=np.int64) for block in self.block_detectors)
+
+    def fallback_pred_ps(self, n_events: int) -> int:
+        """Predicted fallback service in ps for a shot with ``n_events`` detection events."""
+        points = self.fallback_pred
+        if n_events <= points[0][0]:
+            return points[0][1]
+        for (x0, y0), (x1, y1) in pairwise(points):
+            if n_events <= x1:
+                return y0 + (y1 - y0) * (n_events - x0) // (x1 - x0)
+        return points[-1][1]
+
+
+class Peer(_Model):
+    """Receiver address in JSON form (``hil.link.endpoint.PeerAddress``)."""
+
+    host: str
+    port: int
+    qp: int
+    psn: int
+    rkey: int
+    base_va: int
+    stride: int
+    n_slots: int
+
+
+class Launch(_Model):
+    """The control line that starts a node: configuration, the rack's receiver, the stamp file."""
+
+    config: NodeConfig
+    peer: Peer
+    stamp_path: str
+    parent_pid: int
+
+
+def _check_loopback(name: str, text: str) -> None:
+    try:
+        loopback = ipaddress.IPv4Address(text).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        _refuse(name, text, "an IPv4 loopback address, 127.0.0.0/8")
+
+
+def _refuse(field: str, got: str, allowed: str) -> None:
+    raise UsageError(
+        "value not allowed in the node's configuration", where=field, got=got, allowed=allowed
+    )
+
+
+def _usage(error: ValidationError) -> UsageError:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return UsageError(
+        f"node configuration: {first['msg']}", where=where, got=str(first.get("input"))[:80]
+    )

@@ -1,0 +1,209 @@
+"""The node's door: every message is read, checked field by field and audited, or refused by name.
+
+Pure. What is refused is counted by cause and answered where the header can be read and trusted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final, NamedTuple
+
+from gpu_decoder.protocol import Reason
+from hil.link.sequence import Arrival, SequenceAudit
+from hil.node.config import NodeConfig
+from hil.node.shots import Reply
+from hil.wire.rpc import (
+    ENQUEUE_SYNDROMES,
+    GET_CORRECTIONS,
+    EnqueueSyndromes,
+    Envelope,
+    GetCorrections,
+    Request,
+    ResetDecoder,
+    Response,
+    RpcError,
+    Status,
+    build_response,
+    pad,
+    parse_request,
+    peek_request,
+)
+
+MAX_JUMP: Final = 1 << 22
+"""A counter further ahead than this is not believed."""
+
+PROTOCOL_ERROR: Final = -1
+"""Status of a readable message with an unknown function id."""
+
+NO_COUNTER: Final = -1
+"""Stands for the counter of a ``reset_decoder``, which has none."""
+
+_RID_MASK: Final = (1 << 32) - 1
+_NS_PER_S: Final = 1_000_000_000
+_REPEATED: Final = (Arrival.DUPLICATE, Arrival.STALE)
+
+
+class Admitted(NamedTuple):
+    """A message that is read and new."""
+
+    request: Request
+    counter: int
+    arrival: Arrival
+
+
+class Turned(NamedTuple):
+    """A frame that found its slot owned: only the header is known."""
+
+    counter: int
+    request_id: int
+    ptp_timestamp: int
+    is_get: bool
+
+
+class Rejected(NamedTuple):
+    """A message that goes no further; ``reply`` is ``None`` if it gets no answer."""
+
+    reply: Reply | None
+
+
+class Fault(NamedTuple):
+    """A readable message that cannot be used: status of its reply, reason for its shot."""
+
+    status: Status
+    reason: Reason
+
+
+class Intake:
+    """Reads messages and audits their counters.
+
+    Args:
+        config: the node's configuration.
+        first_counter: counter of the first message that the rack will send.
+        memory: how many counters back a late message is told from a repeated one.
+    """
+
+    def __init__(self, config: NodeConfig, first_counter: int, memory: int) -> None:
+        self._config = config
+        self._per_shot = config.messages_per_shot
+        self.audit = SequenceAudit(64, first_counter, memory)
+        self.count: Counter[str] = Counter()
+
+    def admit(self, data: memoryview) -> Admitted | Rejected:
+        """Read one whole message (the bytes of its slot)."""
+        try:
+            request = parse_request(data)
+        except RpcError as error:
+            self.count[f"bad_{error.cause}"] += 1
+            return Rejected(self._refuse_unparsed(data, error))
+        if request.decoder_id != self._config.decoder_id:
+            self.count["bad_decoder_id"] += 1
+            return Rejected(self.reply(request, Status.INVALID_DECODER))
+        if isinstance(request, ResetDecoder):
+            return Admitted(request, NO_COUNTER, Arrival.IN_ORDER)
+        counter = self._counter_of(request)
+        if counter is None:
+            self.count["bad_request"] += 1
+            return Rejected(self.reply(request, Status.BAD_REQUEST))
+        arrival = self.audit.observe(counter)
+        return Rejected(None) if arrival in _REPEATED else Admitted(request, counter, arrival)
+
+    def admit_header(self, header: bytes) -> Turned | Rejected:
+        """Read the header of a frame that was not stored because its slot is owned."""
+        try:
+            function, _, request_id, ptp_timestamp = peek_request(header)
+        except RpcError as error:
+            self.count[f"bad_{error.cause}"] += 1
+            return Rejected(None)
+        counter = self._extend(request_id)
+        is_get = counter % self._per_shot == self._config.n_blocks
+        expected = GET_CORRECTIONS if is_get else ENQUEUE_SYNDROMES
+        if function != expected or not self._plausible(counter):
+            self.count["bad_request"] += 1
+            return Rejected(None)
+        if self.audit.observe(counter) in _REPEATED:
+            return Rejected(None)
+        self.count["busy"] += 1
+        return Turned(counter, request_id, ptp_timestamp, is_get)
+
+    def counter_of_header(self, header: bytes) -> int:
+        """The counter that a header's request id stands for, unchecked."""
+        return self._extend(int.from_bytes(header[12:16], "little"))
+
+    def enqueue_fault(self, request: EnqueueSyndromes, block: int) -> Fault | None:
+        """Why a block cannot be used, or ``None``."""
+        fault = self._envelope_fault(request)
+        if fault is None and request.num_syndromes != len(self._config.block_detectors[block]):
+            fault = self._bad_request()
+        return fault
+
+    def get_fault(self, request: GetCorrections) -> Fault | None:
+        """Why a request for corrections cannot be served, or ``None``."""
+        fault = self._envelope_fault(request)
+        wanted = (self._config.n_observables, 1)
+        if fault is None and (request.return_size, request.reset) != wanted:
+            fault = self._bad_request()
+        return fault
+
+    def reply(self, request: Request, status: int) -> Reply:
+        """Reply without a result to a message that could be read."""
+        valid_until = request.envelope.valid_until_round if request.envelope else 0
+        return self.reply_to(
+            request.request_id, request.ptp_timestamp, status, valid_until=valid_until
+        )
+
+    def reply_to(
+        self,
+        request_id: int,
+        ptp_timestamp: int,
+        status: int,
+        result: bytes = b"",
+        *,
+        valid_until: int = 0,
+        shot: int = -1,
+    ) -> Reply:
+        """Reply with our epoch and board mask, padded as every message."""
+        envelope = Envelope(self._config.epoch, self._config.board_mask, valid_until)
+        response = Response(int(status), request_id, ptp_timestamp, result, envelope)
+        return Reply(pad(build_response(response)), shot)
+
+    def _refuse_unparsed(self, data: memoryview, error: RpcError) -> Reply | None:
+        if error.cause in ("magic", "envelope_crc"):
+            return None  # not a request, or its request_id cannot be trusted
+        try:
+            header = peek_request(data)
+        except RpcError:
+            return None
+        status = PROTOCOL_ERROR if error.cause == "function" else Status.BAD_REQUEST
+        return self.reply_to(header.request_id, header.ptp_timestamp, status)
+
+    def _counter_of(self, request: EnqueueSyndromes | GetCorrections) -> int | None:
+        """The message's counter, or ``None`` if its fields contradict each other."""
+        is_get = isinstance(request, GetCorrections)
+        counter = self._extend(request.request_id) if is_get else request.counter  # type: ignore[union-attr]
+        consistent = counter >= 0 and counter & _RID_MASK == request.request_id
+        right_kind = (counter % self._per_shot == self._config.n_blocks) == is_get
+        return counter if consistent and right_kind and self._plausible(counter) else None
+
+    def _extend(self, request_id: int) -> int:
+        """The counter nearest to the expected one whose low 32 bits are ``request_id``."""
+        expected = self.audit.expected or 0
+        return expected + ((request_id - expected + (1 << 31)) & _RID_MASK) - (1 << 31)
+
+    def _plausible(self, counter: int) -> bool:
+        return 0 <= counter <= (self.audit.expected or 0) + MAX_JUMP
+
+    def _envelope_fault(self, request: EnqueueSyndromes | GetCorrections) -> Fault | None:
+        envelope, stamp = request.envelope, request.ptp_timestamp
+        if envelope is None or stamp == 0 or stamp & _RID_MASK >= _NS_PER_S:
+            return self._bad_request()
+        if envelope.epoch != self._config.epoch:
+            self.count["bad_epoch"] += 1
+            return Fault(Status.BAD_REQUEST, Reason.EPOCH_MISMATCH)
+        if envelope.board_mask != self._config.board_mask:
+            self.count["bad_boards"] += 1
+            return Fault(Status.SYNDROMES_DROPPED, Reason.TRANSPORT_LOSS)
+        return None
+
+    def _bad_request(self) -> Fault:
+        self.count["bad_request"] += 1
+        return Fault(Status.BAD_REQUEST, Reason.TRANSPORT_LOSS)

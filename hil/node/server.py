@@ -1,0 +1,306 @@
+"""Process main of the decoder node: socket, decode workers, stamps and clock around a ``Session``.
+
+One thread, one loop: results of workers first, then frames, then what was held back, then timers.
+Standard input carries the launch line and stays open: its end means that the rack is gone.
+Standard output carries one JSON line when ready and one with all counters at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import heapq
+import itertools
+import json
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any, Final, TextIO
+
+from hil.errors import HilError, NodeError
+from hil.link.endpoint import Completion, PeerAddress
+from hil.link.soft_roce import SoftRoceEndpoint
+from hil.node.config import Launch, NodeConfig
+from hil.node.processes import signal_when_parent_dies
+from hil.node.session import Session
+from hil.node.shots import Action, Decode, Release, Reply, StampFrame, StampShot, Start
+from hil.node.stamps import StampWriter
+from hil.node.worker import WorkerProcess, WorkerSetup
+from hil.timebase import PS_PER_S, PS_PER_US, monotonic_ps
+from hil.wire.rpc_batch import enqueue_row_bytes, get_row_bytes
+
+POLL_BATCH: Final = 16
+"""Frames taken from the socket before workers and timers get their turn."""
+
+SPIN_PS: Final = 300 * PS_PER_US
+"""The loop does not sleep into the last part of a wait: the kernel wakes it too late."""
+
+_IDLE_S: Final = 0.25
+_WORKER_START_S: Final = 120.0
+
+
+def slot_bytes(config: NodeConfig) -> int:
+    """Bytes of a slot that holds any request of this configuration."""
+    largest = max(len(block) for block in config.block_detectors)
+    return max(enqueue_row_bytes(largest), get_row_bytes())
+
+
+class Server:
+    """A running node.
+
+    Args:
+        launch: configuration, the rack's receiver and the stamp file.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        config = launch.config
+        self._config = config
+        self._delays = config.delays
+        self._stack = contextlib.ExitStack()
+        self._hold: list[tuple[int, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        try:
+            self._stamps = StampWriter(launch.stamp_path)
+            self._stack.callback(self._stamps.close)
+            self._endpoint = SoftRoceEndpoint(
+                config.node_address, port=config.udp_port, psn_start=config.psn_start_up
+            )
+            self._stack.callback(self._endpoint.close)
+            self._memory = self._endpoint.register(config.ring_slots, slot_bytes(config))
+            self._endpoint.connect(PeerAddress(**launch.peer.model_dump()))
+            self._stride = self._endpoint.address().stride
+            self._start_workers()
+        except BaseException:
+            self._stack.close()
+            raise
+        self._session = Session(config, self._executed)
+
+    def _start_workers(self) -> None:
+        config = self._config
+        kinds = [(config.primary, False)] * config.primary_workers
+        if config.fallback is not None:
+            kinds += [(config.fallback, True)] * config.fallback_workers
+        self._workers: dict[WorkerProcess, bool] = {}
+        for kind, fallback in kinds:
+            setup = WorkerSetup(kind, config.dem_text, config.n_detectors, config.n_observables)
+            worker = WorkerProcess(setup)
+            self._stack.callback(worker.close)
+            self._workers[worker] = fallback
+        self.fingerprints: dict[str, dict[str, str]] = {}
+        codes = [0, 0]
+        for worker, fallback in self._workers.items():
+            ready = worker.wait_ready(_WORKER_START_S)
+            codes[fallback] = int(ready.pop("kind"))
+            self.fingerprints["fallback" if fallback else "primary"] = ready
+        self._executed = (codes[0], codes[1])
+
+    def ready_line(self) -> str:
+        """What the rack must know: receiver, fingerprints and process ids, as JSON."""
+        return json.dumps(
+            {
+                "ready": {
+                    "peer": asdict(self._endpoint.address()),
+                    "fingerprints": self.fingerprints,
+                    "worker_pids": [worker.pid for worker in self._workers],
+                }
+            }
+        )
+
+    def run(self, control: int, parent_pid: int) -> int | None:
+        """Serve until the control descriptor ends; returns the rack's next counter if it said so.
+
+        Raises:
+            NodeError: a decode worker died.
+            LinkError: the network refused a reply.
+        """
+        said = b""
+        workers = list(self._workers)
+        listen: list[Any] = [self._endpoint.fileno(), control, *workers]
+        while True:
+            readable, _, _ = select.select(listen, (), (), self._patience_s())
+            for worker in workers:
+                if worker in readable:
+                    self._take_result(worker)
+            completions = self._endpoint.poll(POLL_BATCH)
+            for completion in completions:
+                self._take_frame(completion)
+            now_ps = monotonic_ps()
+            while self._hold and self._hold[0][0] <= now_ps:
+                heapq.heappop(self._hold)[2]()
+                now_ps = monotonic_ps()
+            self._do(self._session.tick(now_ps))
+            if control in readable:
+                more = os.read(control, 4096)
+                said += more
+                if not more:
+                    return json.loads(said)["end"] if said.strip() else None
+            if not readable and os.getppid() != parent_pid:
+                return None
+
+    def finish(self, next_counter: int | None) -> dict[str, int]:
+        """Declare what is open; returns all counters of session and link."""
+        self._do(self._session.finish(next_counter))
+        link = {f"link.{name}": count for name, count in self._endpoint.counters().items()}
+        return self._session.counters() | link
+
+    def close(self) -> None:
+        """End the workers, close socket and stamp file."""
+        self._stack.close()
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    def _patience_s(self) -> float:
+        if self._config.spin:
+            return 0.0
+        timers = [self._hold[0][0]] if self._hold else []
+        session_ps = self._session.next_timer_ps()
+        if session_ps is not None:
+            timers.append(session_ps)
+        if not timers:
+            return _IDLE_S
+        wait_ps = min(timers) - monotonic_ps() - SPIN_PS
+        return min(_IDLE_S, max(0, wait_ps) / PS_PER_S)
+
+    def _later(self, due_ps: int, call: Callable[[], None]) -> None:
+        heapq.heappush(self._hold, (due_ps, next(self._order), call))
+
+    def _take_result(self, worker: WorkerProcess) -> None:
+        answer = worker.receive()
+        if answer.error:
+            sys.stderr.write(f"shot {answer.shot}: decoder raised {answer.error}\n")
+        result = Decode(answer.start_ps, answer.end_ps, answer.prediction)
+        done = self._session.fallback_done if self._workers[worker] else self._session.primary_done
+        self._do(done(answer.shot, result, monotonic_ps()))
+
+    def _take_frame(self, completion: Completion) -> None:
+        if completion.busy:
+            self._do(self._session.refused(completion.header, monotonic_ps()))
+            return
+        delay_ps = 0
+        if self._delays.deliver_ps:
+            delay_ps = self._delays.of("deliver", self._session.shot_of(completion.header))
+        if delay_ps:
+            self._later(completion.t_rx_ps + delay_ps, lambda: self._deliver(completion))
+        else:
+            self._deliver(completion)
+
+    def _deliver(self, completion: Completion) -> None:
+        at = completion.slot * self._stride
+        data = self._memory[at : at + completion.length]
+        visible_ps = monotonic_ps()
+        self._do(self._session.message(data, completion.slot, completion.t_rx_ps, visible_ps))
+
+    def _do(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case Reply():
+                    self._reply(action)
+                case Release():
+                    for slot in action.slots:
+                        self._endpoint.release(slot)
+                case StampFrame():
+                    self._stamps.frame(action.counter, action.t_rx_ps, action.t_visible_ps)
+                case Start():
+                    self._start(action)
+                case StampShot():
+                    self._stamps.shot(action.shot, action.row)
+
+    def _start(self, job: Start) -> None:
+        for worker, fallback in self._workers.items():
+            if fallback == job.fallback and not worker.busy:
+                worker.start(job.shot, job.detectors_b8, job.extra_ps)
+                return
+        raise NodeError("no idle worker for a decode", where=f"shot {job.shot}")
+
+    def _reply(self, reply: Reply) -> None:
+        """Send now, or hold a shot's answer back for its injected reply delay."""
+        if reply.shot < 0:
+            self._endpoint.post_send(reply.data)
+            return
+        delay_ps = self._delays.of("reply", reply.shot)
+        if delay_ps:
+            self._later(monotonic_ps() + delay_ps, lambda: self._send_answer(reply))
+        else:
+            self._send_answer(reply)
+
+    def _send_answer(self, reply: Reply) -> None:
+        """Stamp T8, then send, or hold the frame back for its injected downlink delay."""
+        t_reply_tx_ps = monotonic_ps()
+        delay_ps = self._delays.of("downlink", reply.shot)
+        if delay_ps:
+            self._later(t_reply_tx_ps + delay_ps, lambda: self._endpoint.post_send(reply.data))
+        else:
+            self._endpoint.post_send(reply.data)
+        self._do(self._session.reply_sent(reply.shot, t_reply_tx_ps))
+
+
+def serve(launch: Launch, control: int, out: TextIO) -> dict[str, int]:
+    """Run a node until its parent ends it; returns the counters.
+
+    Args:
+        launch: what to run.
+        control: descriptor whose end of file ends the node.
+        out: gets the READY line.
+    """
+    server = Server(launch)
+    try:
+        gc.collect()
+        gc.freeze()
+        out.write(server.ready_line() + "\n")
+        out.flush()
+        next_counter = server.run(control, launch.parent_pid)
+        return server.finish(next_counter)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        server.close()
+
+
+def main(line: str, control: int = 0) -> int:
+    """Entry of the process after the launch line has been read; returns the exit code."""
+    try:
+        launch = Launch.model_validate_json(line)
+        _obey_signals(launch.parent_pid)
+        counters = serve(launch, control, sys.stdout)
+    except (HilError, ValueError) as error:
+        sys.stdout.write(json.dumps({"error": str(error)}) + "\n")
+        sys.stderr.write(f"{error}\n")
+        return HilError.exit_code
+    with contextlib.suppress(OSError):  # nobody may be left to read it
+        sys.stdout.write(json.dumps({"counters": counters}) + "\n")
+        sys.stdout.flush()
+    return 0
+
+
+def read_launch(control: int = 0) -> str:
+    """The first line of descriptor ``control``, unbuffered: what follows is left to the loop."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        byte = os.read(control, 1)
+        if not byte:
+            break
+        line += byte
+    return line.decode()
+
+
+def _obey_signals(parent_pid: int) -> None:
+    """SIGTERM ends the node; so does the parent's death, also where standard input stays open."""
+
+    def orphaned(*_: object) -> None:
+        if os.getppid() != parent_pid:  # Linux also tells when only a thread of it has ended
+            raise SystemExit(HilError.exit_code)
+
+    def terminated(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the rack decides; it ends us through stdin
+    signal.signal(signal.SIGTERM, terminated)
+    signal.signal(signal.SIGUSR1, orphaned)
+    signal_when_parent_dies(signal.SIGUSR1)
+    orphaned()
+
+
+if __name__ == "__main__":
+    sys.exit(main(read_launch()))

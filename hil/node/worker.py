@@ -1,0 +1,228 @@
+"""Decode worker: one process, one decoder, one shot at a time.
+
+The node sends jobs over a pipe and never more than one at a time, so that every decision about
+the next job stays with the policy. PyMatching holds the GIL while it decodes, hence a process.
+Messages are bytes: the first one from the node is JSON (``WorkerSetup``), the first one back is
+JSON (``WorkerReady`` or an error); then ``JOB`` + packed detectors in, ``DONE`` + prediction out.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection, Pipe
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from hil.errors import NodeError
+from hil.node.processes import signal_when_parent_dies
+from hil.timebase import PS_PER_MS, PS_PER_NS, monotonic_ps
+
+if TYPE_CHECKING:
+    from gpu_decoder.protocol import Decoder
+
+JOB: Final = struct.Struct("<qq")
+"""Job header: shot, extra time in ps inside the stamps (injected delay or stall)."""
+
+DONE: Final = struct.Struct("<qqqB")
+"""Answer header: shot, start and end in monotonic ps, 1 = decoded / 0 = error text follows."""
+
+_WARM_UP_SHOTS: Final = 64
+_WARM_UP_SEED: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSetup:
+    """What a worker must build."""
+
+    kind: str
+    dem_text: str
+    n_detectors: int
+    n_observables: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back from a worker: a prediction or, if ``prediction`` is empty, an error."""
+
+    shot: int
+    start_ps: int
+    end_ps: int
+    prediction: bytes
+    error: str
+
+
+class WorkerProcess:
+    """The node's handle of one decode worker.
+
+    Args:
+        setup: what to build.
+
+    ``wait_ready`` must be called once before the first job.
+    """
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        self._connection, child = Pipe(duplex=True)
+        self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            [sys.executable, "-m", "hil.node.worker", str(child.fileno()), str(os.getpid())],
+            pass_fds=[child.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        child.close()
+        self._kind = setup.kind
+        self._connection.send_bytes(json.dumps(asdict(setup)).encode())
+        self.busy = False
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def fileno(self) -> int:
+        """Descriptor that becomes readable with an answer or with the worker's death."""
+        return self._connection.fileno()
+
+    def wait_ready(self, timeout_s: float) -> dict[str, str]:
+        """Wait until the decoder is built and warm; returns its fingerprint and ``kind`` code.
+
+        Raises:
+            NodeError: the worker did not build its decoder, died, or took too long.
+        """
+        where = f"decode worker {self._kind}"
+        if not self._connection.poll(timeout_s):
+            raise NodeError("not ready in time", where=where, allowed=f"{timeout_s:g} s")
+        try:
+            reply: dict[str, dict[str, str]] = json.loads(self._connection.recv_bytes())
+        except EOFError:
+            code = self._process.wait()
+            raise NodeError("died while it started", where=where, got=f"exit {code}") from None
+        if "error" in reply:
+            raise NodeError("cannot build its decoder", where=where, got=str(reply["error"]))
+        return reply["ready"]
+
+    def start(self, shot: int, detectors_b8: bytes, extra_ps: int) -> None:
+        """Hand over one shot; the worker must be idle."""
+        self.busy = True
+        self._connection.send_bytes(JOB.pack(shot, extra_ps) + detectors_b8)
+
+    def receive(self) -> Answer:
+        """Take one answer (``fileno`` is readable).
+
+        Raises:
+            NodeError: the worker died.
+        """
+        try:
+            data = self._connection.recv_bytes()
+        except (EOFError, OSError):
+            code = self._process.wait()
+            raise NodeError(
+                "died", where=f"decode worker {self._kind}", got=f"exit {code}"
+            ) from None
+        self.busy = False
+        shot, start_ps, end_ps, good = DONE.unpack_from(data)
+        rest = data[DONE.size :]
+        if good:
+            return Answer(shot, start_ps, end_ps, rest, "")
+        return Answer(shot, start_ps, end_ps, b"", rest.decode())
+
+    def close(self) -> None:
+        """End of file for the worker, then kill what is still there, and reap."""
+        self._connection.close()
+        try:
+            self._process.wait(timeout=0.3)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def run(connection: Connection) -> None:
+    """Build, warm up, then decode until the pipe ends."""
+    setup = WorkerSetup(**json.loads(connection.recv_bytes()))
+    try:
+        decoder = _build(setup)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the node must be told
+        connection.send_bytes(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
+        return
+    _warm_up(decoder, setup)
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    ready = decoder.fingerprint() | {"kind": str(int(decoder.kind))}
+    connection.send_bytes(json.dumps({"ready": ready}).encode())
+    while True:
+        connection.send_bytes(_decode(decoder, connection.recv_bytes()))
+
+
+def _build(setup: WorkerSetup) -> Decoder:
+    from gpu_decoder.build import build_decoder
+
+    decoder = build_decoder(setup.kind, setup.dem_text)
+    found = (decoder.n_detectors, decoder.n_observables)
+    if found != (setup.n_detectors, setup.n_observables):
+        raise NodeError(
+            "the detector error model does not fit the shot",
+            got=f"{found[0]} detectors, {found[1]} observables",
+            allowed=f"{setup.n_detectors} detectors, {setup.n_observables} observables",
+        )
+    return decoder
+
+
+def _warm_up(decoder: Decoder, setup: WorkerSetup) -> None:
+    """Decode some typical shots, so that the first real one finds caches and memory in place."""
+    import stim
+
+    sampler = stim.DetectorErrorModel(setup.dem_text).compile_sampler(seed=_WARM_UP_SEED)
+    detectors, _, _ = sampler.sample(_WARM_UP_SHOTS, bit_packed=True)
+    for row in np.ascontiguousarray(detectors):
+        decoder.decode_one(row)
+
+
+def _decode(decoder: Decoder, job: bytes) -> bytes:
+    shot, extra_ps = JOB.unpack_from(job)
+    detectors_b8 = np.frombuffer(job, np.uint8, offset=JOB.size)
+    start_ps = monotonic_ps()
+    try:
+        answer, good = decoder.decode_one(detectors_b8).tobytes(), 1
+    except Exception as error:  # noqa: BLE001 - reported to the node, which declares the shot
+        answer, good = f"{type(error).__name__}: {error}".encode(), 0
+    if extra_ps:
+        hold_until_ps(monotonic_ps() + extra_ps)
+    return DONE.pack(shot, start_ps, monotonic_ps(), good) + answer
+
+
+def hold_until_ps(instant_ps: int) -> None:
+    """Return at ``instant_ps``: sleep while it is far, spin for the last millisecond."""
+    far_ps = instant_ps - monotonic_ps() - PS_PER_MS
+    if far_ps > 0:
+        time.sleep(far_ps / 1e12)
+    instant_ns = instant_ps // PS_PER_NS
+    while time.monotonic_ns() < instant_ns:
+        pass
+
+
+def main(arguments: list[str]) -> int:
+    """Entry of the process: ``DESCRIPTOR PARENT_PID``."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal_when_parent_dies(signal.SIGKILL)
+    if os.getppid() != int(arguments[1]):
+        return 0
+    with Connection(int(arguments[0])) as connection:
+        try:
+            run(connection)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,138 @@
+"""The description that both executors run: stations, link, ring, workers, deadlines.
+
+A *station* keeps the order of its items. With ``servers`` it is a FIFO queue with that many
+servers, and an item holds its server until it leaves; without, it is a pipeline that delays
+every item and never queues. ``buffer`` limits the waiting places in front of a station: when they
+are full the station before it is blocked, and in front of the first station a round is lost,
+because a quantum processor cannot be stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from gpu_decoder.policy import PolicyConfig
+from gpu_decoder.protocol import Reason
+from hil.rack.timeline import I64, Path, Status, Timeline, Workload
+from hil.timebase import MISSING_PS
+
+
+@dataclass(frozen=True, slots=True)
+class Station:
+    """One stage of the rack; ``None`` = unlimited."""
+
+    name: str
+    servers: int | None = None
+    buffer: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Everything that an executor has to know besides the samples of a ``Workload``.
+
+    Attributes:
+        n_blocks: blocks per shot (rounds + final readout).
+        n_boards: readout boards, joined behind ``board_stations``.
+        round_period_ps, shot_period_ps: cadence; T0 of block r of shot s is
+            ``s * shot_period + (r + 1) * round_period``.
+        board_stations: stations that exist once per readout board, in order.
+        rack_stations: stations behind the join; the last one is ``packetize``.
+        frame_gap_ps: time from the first bit of a frame to the earliest first bit of the next.
+        frame_ps: time from the first to the last bit of a frame.
+        ring_slots: frames that the node can hold.
+        deadline_ps, primary_deadline_ps: counted from T0 of a shot's last block.
+        policy: parameters of the fallback policy.
+    """
+
+    n_blocks: int
+    n_boards: int
+    round_period_ps: int
+    shot_period_ps: int
+    board_stations: tuple[Station, ...]
+    rack_stations: tuple[Station, ...]
+    frame_gap_ps: int
+    frame_ps: int
+    ring_slots: int
+    deadline_ps: int
+    primary_deadline_ps: int
+    policy: PolicyConfig
+
+    @property
+    def stations(self) -> tuple[Station, ...]:
+        """All stations in order of passage."""
+        return self.board_stations + self.rack_stations
+
+    def intended_ps(self, first_shot: int, n_shots: int) -> I64:
+        """T0, int64 [n_shots, n_blocks]: the schedule, never moved by progress."""
+        shots = np.arange(first_shot, first_shot + n_shots, dtype=np.int64)[:, None]
+        blocks = np.arange(1, self.n_blocks + 1, dtype=np.int64)[None, :]
+        return shots * self.shot_period_ps + blocks * self.round_period_ps
+
+
+class StageExecutor(Protocol):
+    """Runs the pipeline over batches; state (queues, servers, backlog) carries over."""
+
+    name: str
+
+    def run(self, workloads: Iterator[Workload]) -> Iterator[Timeline]:
+        """Pull workloads as needed and yield one timeline for each, in order."""
+
+
+def finish(
+    pipeline: Pipeline,
+    work: Workload,
+    *,
+    stamps: tuple[I64, I64, I64, I64, I64],
+    start_ps: I64,
+    end_ps: I64,
+    path: np.ndarray,
+    reason: np.ndarray,
+    dropped: np.ndarray,
+    depth: np.ndarray,
+    reply: tuple[I64, I64] | None = None,
+) -> Timeline:
+    """Send the answers home and decide each window's status.
+
+    ``reply`` gives T8 and T9 where they were measured; otherwise they follow from the samples.
+
+    The way back has no queue: replies are far apart and 100 bytes long. Under policy
+    ``on_deadline`` an answer that would be applied after its deadline is discarded by the rack
+    (``valid_until``): status ``timeout``, T10 missing. Under ``never`` it is applied late.
+    """
+    answered = path != Path.UNANSWERED
+    deadline = stamps[0][:, -1] + pipeline.deadline_ps
+
+    def behind(before: I64, delay: I64) -> I64:
+        return np.where(answered, before + delay, MISSING_PS)
+
+    reply_tx = behind(end_ps, work.reply_ps) if reply is None else reply[0]
+    reply_rx = behind(reply_tx, work.downlink_ps) if reply is None else reply[1]
+    applied = behind(reply_rx, work.apply_ps)
+    late = answered & (applied > deadline)
+    status = np.full(work.n_shots, Status.OK, dtype=np.uint8)
+    status[late] = Status.TIMEOUT if pipeline.policy.enabled else Status.LATE
+    if pipeline.policy.enabled:
+        applied[late] = MISSING_PS
+        reason = np.where(late & (reason == Reason.NONE), np.uint8(Reason.DEADLINE), reason)
+    status[~answered] = Status.TIMEOUT
+    status[~answered & (reason != Reason.DEADLINE)] = Status.DROPPED
+    return Timeline(
+        work.first_shot,
+        *stamps,
+        np.where(answered, start_ps, MISSING_PS),
+        np.full(work.n_shots, MISSING_PS, dtype=np.int64),
+        np.where(answered, end_ps, MISSING_PS),
+        reply_tx,
+        reply_rx,
+        applied,
+        deadline,
+        path,
+        reason,
+        status,
+        dropped,
+        depth,
+    )

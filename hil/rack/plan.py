@@ -1,0 +1,285 @@
+"""From a scenario to what the executors take: the pipeline, and the workload of each batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gpu_decoder.policy import PolicyConfig
+from hil.errors import ScenarioError
+from hil.rack.bulk import BulkExecutor
+from hil.rack.draws import draw, predicted_ps, predicted_service_ps, service_ps, stage_generator
+from hil.rack.events import EventExecutor
+from hil.rack.pipeline import Pipeline, StageExecutor, Station
+from hil.rack.timeline import I64, Workload
+from hil.scenario.latency import Latency
+from hil.scenario.model import DecoderBinding, DelayFault, Scenario, StallFault
+from hil.scenario.service import ByEvents
+from hil.scenario.system import DecoderSpec, LinksSpec
+from hil.timebase import PS_PER_S
+from hil.wire.rpc_batch import enqueue_row_bytes
+
+FRAME_OVERHEAD_BYTES = 78
+"""Ethernet 14, IPv4 20, UDP 8, BTH 12, RETH 16, immediate 4, ICRC 4 (``docs/wire.md``)."""
+_PREAMBLE_FCS_BYTES = 12
+_GAP_BYTES = 12
+_UNUSED_PS = 1
+
+
+def wire_ps(n_bytes: int, rate_bps: int) -> int:
+    """Time of ``n_bytes`` on a line, rounded up to a whole ps."""
+    return -(-n_bytes * 8 * PS_PER_S // rate_bps)
+
+
+def build_pipeline(
+    scenario: Scenario, largest_block_bits: int, *, measured: MeasuredPredictions | None = None
+) -> Pipeline:
+    """The pipeline of a scenario.
+
+    Args:
+        scenario: checked scenario.
+        largest_block_bits: detectors of the largest block: fixes the length of all frames.
+        measured: predictions of a live run, where no model states them.
+
+    Raises:
+        ScenarioError: the ring cannot hold one shot.
+    """
+    system = scenario.system
+    n_blocks = system.qpu.n_blocks
+    slots = system.decoder.ring.slots
+    if slots < n_blocks:
+        raise ScenarioError(
+            "the ring cannot hold one shot",
+            where="system.decoder.ring.slots",
+            got=str(slots),
+            allowed=f">= {n_blocks} (rounds + final readout)",
+            fix="raise slots or lower rounds",
+        )
+    up = system.links.up
+    frame = FRAME_OVERHEAD_BYTES + enqueue_row_bytes(largest_block_bits) + _PREAMBLE_FCS_BYTES
+    predictions = measured or _modelled_predictions(scenario)
+    fallback = system.decoder.fallback
+    return Pipeline(
+        n_blocks=n_blocks,
+        n_boards=len(system.rack.readout_boards),
+        round_period_ps=system.qpu.round_period_ps,
+        shot_period_ps=system.qpu.shot_period_ps,
+        board_stations=tuple(_station(scenario, name) for name in system.rack.board_stages),
+        rack_stations=tuple(_station(scenario, name) for name in system.rack.rack_stages),
+        frame_gap_ps=wire_ps(frame + _GAP_BYTES, up.rate_bps),
+        frame_ps=wire_ps(frame, up.rate_bps),
+        ring_slots=slots,
+        deadline_ps=system.decoder.deadline_ps,
+        primary_deadline_ps=fallback.primary_deadline_ps or system.decoder.deadline_ps,
+        policy=PolicyConfig(
+            enabled=fallback.policy == "on_deadline",
+            primary_workers=system.decoder.workers,
+            fallback_workers=fallback.workers,
+            primary_service_pred_ps=predictions.primary_ps,
+            way_back_pred_ps=predictions.way_back_ps,
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredPredictions:
+    """What the policy plans with: primary service, way back to the rack."""
+
+    primary_ps: int
+    way_back_ps: int
+
+
+def _station(scenario: Scenario, name: str) -> Station:
+    stage = scenario.system.rack.stages[name]
+    return Station(name, stage.servers, stage.buffer)
+
+
+def _modelled_predictions(scenario: Scenario) -> MeasuredPredictions:
+    decoder = scenario.profile.decoder
+    if decoder.service is None or decoder.reply is None:
+        raise ScenarioError(
+            "a live run states its predictions itself", where="bind.profiles", got="time: measured"
+        )
+    model = decoder.service.model
+    primary = max(model.service_ps) if isinstance(model, ByEvents) else predicted_ps(model)
+    way_back = predicted_ps(decoder.reply) + rack_way_back_ps(scenario)
+    return MeasuredPredictions(max(1, primary), way_back)
+
+
+def rack_way_back_ps(scenario: Scenario) -> int:
+    """Predicted downlink flight plus ``apply``."""
+    rack = scenario.system.rack
+    ticks = rack.ticks(rack.aggregate_board)
+    down, apply = scenario.system.links.down.latency, rack.stages["apply"].latency
+    return predicted_ps(down, ticks) + predicted_ps(apply, ticks)
+
+
+def choose_executor(scenario: Scenario, pipeline: Pipeline) -> tuple[StageExecutor, str]:
+    """The executor that runs, and why.
+
+    Raises:
+        UsageError: ``bulk`` was asked for and cannot run this pipeline.
+    """
+    asked = scenario.profile.rack.executor
+    why_not = BulkExecutor.check(pipeline)
+    if asked == "events":
+        return EventExecutor(pipeline), "asked for by the profile"
+    if asked == "bulk":
+        return BulkExecutor(pipeline), "asked for by the profile"
+    if why_not:
+        return EventExecutor(pipeline), f"bulk cannot run it: {why_not}"
+    return BulkExecutor(pipeline), "no finite buffer, no feedback: recursions are exact"
+
+
+@dataclass(frozen=True)
+class WorkloadSource:
+    """Draws the workload of each batch: rack, links, node and decoders of a virtual run.
+
+    In a live run the parts behind the rack are measured: ``rack_only`` leaves them zero.
+    """
+
+    scenario: Scenario
+
+    def workload(self, batch: int, first_shot: int, events: I64) -> Workload:
+        """Samples for ``len(events)`` shots; ``events`` int64 [n] are their event counts."""
+        decoder = self.scenario.profile.decoder
+        n, r = events.size, self.scenario.system.qpu.n_blocks
+        services = _services(decoder, self.scenario.system.decoder, self._seed, batch, events)
+        work = replace(
+            self.rack_only(batch, first_shot, n),
+            deliver_ps=self._part(decoder.deliver, (n, r), batch, "deliver"),
+            dispatch_ps=self._part(decoder.dispatch, (n,), batch, "dispatch"),
+            reply_ps=self._part(decoder.reply, (n,), batch, "reply"),
+            primary_ps=services[0],
+            primary_pred_ps=services[1],
+            fallback_ps=services[2],
+            fallback_pred_ps=services[3],
+        )
+        return self.with_faults(work)
+
+    def rack_only(self, batch: int, first_shot: int, n: int) -> Workload:
+        """Rack stages and links of ``n`` shots; node and decoder parts are zero."""
+        system = self.scenario.system
+        rack, links = system.rack, system.links
+        r = system.qpu.n_blocks
+        boards = rack.readout_boards
+        aggregate = rack.ticks(rack.aggregate_board)
+        board_ps = np.zeros((len(rack.board_stages), len(boards), n, r), dtype=np.int64)
+        for k, name in enumerate(rack.board_stages):
+            for b, board in enumerate(boards):
+                stage = rack.stages[name]
+                if board in stage.at:
+                    rng = stage_generator(self._seed, batch, name, board)
+                    board_ps[k, b] = draw(stage.latency, (n, r), rng, rack.ticks(board))
+                if k == 0:
+                    board_ps[k, b] += rack.boards[board].skew_ps
+        rack_ps = np.zeros((len(rack.rack_stages), n, r), dtype=np.int64)
+        for k, name in enumerate(rack.rack_stages):
+            rng = stage_generator(self._seed, batch, name)
+            rack_ps[k] = draw(rack.stages[name].latency, (n, r), rng, aggregate)
+        return Workload(
+            first_shot=first_shot,
+            board_ps=board_ps,
+            rack_ps=rack_ps,
+            uplink_ps=self._link(links, "up", (n, r), batch),
+            deliver_ps=np.zeros((n, r), dtype=np.int64),
+            dispatch_ps=np.zeros(n, dtype=np.int64),
+            primary_ps=np.full(n, _UNUSED_PS, dtype=np.int64),
+            primary_pred_ps=np.full(n, _UNUSED_PS, dtype=np.int64),
+            fallback_ps=np.full(n, _UNUSED_PS, dtype=np.int64),
+            fallback_pred_ps=np.full(n, _UNUSED_PS, dtype=np.int64),
+            reply_ps=np.zeros(n, dtype=np.int64),
+            downlink_ps=self._link(links, "down", (n,), batch),
+            apply_ps=draw(
+                rack.stages["apply"].latency,
+                (n,),
+                stage_generator(self._seed, batch, "apply"),
+                aggregate,
+            ),
+        )
+
+    def with_faults(self, work: Workload, *, only: frozenset[str] | None = None) -> Workload:
+        """Add the scenario's injected delays and stalls (``only``: hops that are models)."""
+        for fault in self.scenario.faults.values():
+            if isinstance(fault, StallFault):
+                if only is None or "decode" in only:
+                    work = _stalled(work, fault)
+            elif only is None or fault.target in only:
+                work = _delayed(work, fault)
+        return work
+
+    @property
+    def _seed(self) -> int:
+        return self.scenario.run.seed
+
+    def _part(self, latency: Latency | None, shape: tuple[int, ...], batch: int, name: str) -> I64:
+        if latency is None:
+            raise ScenarioError("a virtual run needs this model", where=f"bind.decoder.{name}")
+        return draw(latency, shape, stage_generator(self._seed, batch, "node", name))
+
+    def _link(self, links: LinksSpec, name: str, shape: tuple[int, ...], batch: int) -> I64:
+        rack = self.scenario.system.rack
+        link = links.up if name == "up" else links.down
+        ticks = rack.ticks(rack.aggregate_board)
+        flight = draw(link.latency, shape, stage_generator(self._seed, batch, "link", name), ticks)
+        if name == "up":
+            return flight
+        frame = FRAME_OVERHEAD_BYTES - 20 + 64 + _PREAMBLE_FCS_BYTES  # SEND: no RETH, no immediate
+        return flight + wire_ps(frame, link.rate_bps)
+
+
+def _services(
+    binding: DecoderBinding, spec: DecoderSpec, seed: int, batch: int, events: I64
+) -> tuple[I64, I64, I64, I64]:
+    """Service of the primary and its prediction, service of the fallback and its prediction."""
+    if binding.service is None:
+        raise ScenarioError("a virtual run needs this model", where="bind.decoder.service")
+    primary = service_ps(
+        binding.service.model, events, stage_generator(seed, batch, "node", "primary")
+    )
+    predicted = predicted_service_ps(binding.service.model, events)
+    if spec.fallback.policy == "never" or binding.fallback_service is None:
+        unused = np.full(events.size, _UNUSED_PS, dtype=np.int64)
+        return primary, predicted, unused, unused
+    model = binding.fallback_service.model
+    fallback = service_ps(model, events, stage_generator(seed, batch, "node", "fallback"))
+    return primary, predicted, fallback, predicted_service_ps(model, events)
+
+
+def _stalled(work: Workload, fault: StallFault) -> Workload:
+    at = fault.at.shot - work.first_shot
+    if not 0 <= at < work.n_shots:
+        return work
+    primary = work.primary_ps.copy()
+    primary[at] += fault.value_ps
+    return replace(work, primary_ps=primary)
+
+
+def _delayed(work: Workload, fault: DelayFault) -> Workload:
+    """The delay on the one array that feeds the target hop, from the fault's shot on."""
+    start = max(0, fault.at.shot - work.first_shot)
+    if start >= work.n_shots:
+        return work
+    field = {
+        "acquire": "rack_ps" if work.rack_ps.shape[0] > 1 else "board_ps",
+        "packetize": "rack_ps",
+        "uplink": "uplink_ps",
+        "deliver": "deliver_ps",
+        "queue": "dispatch_ps",
+        "decode": "primary_ps",
+        "reply": "reply_ps",
+        "downlink": "downlink_ps",
+        "apply": "apply_ps",
+    }[fault.target]
+    longer = getattr(work, field).copy()
+    if fault.target == "acquire":
+        longer[0, ..., start:, :] += fault.value_ps
+    elif fault.target == "packetize":
+        longer[-1, start:, :] += fault.value_ps
+    else:
+        longer[start:] += fault.value_ps
+    if fault.target == "decode":  # both decoders: the hop is the decode, whoever does it
+        return replace(work, primary_ps=longer, fallback_ps=work.fallback_ps + fault.value_ps)
+    changes: dict[str, I64] = {field: longer}
+    return replace(work, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,30 @@
+"""Writes the report files of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hil.report import html, json, junit
+from hil.report.document import Document
+
+
+def write_all(document: Document, directory: Path) -> dict[str, Path]:
+    """Write ``report.json``, ``junit.xml`` and ``report.html`` into ``directory``.
+
+    Returns:
+        Name -> path. Files are replaced whole; writing the same document again changes no byte.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "report.json": json.render(document),
+        "junit.xml": junit.render(document),
+        "report.html": html.render(document),
+    }
+    out = {}
+    for name, body in texts.items():
+        path = directory / name
+        partial = directory / f".{name}.part"
+        partial.write_text(body, encoding="utf-8", newline="\n")
+        partial.replace(path)
+        out[name] = path
+    return out

@@ -1,0 +1,253 @@
+"""What a finished run tells: rows of the trace's final groups, facts of the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from hil.report.build import build
+from hil.report.document import Document, EvidenceRow, Executed, FaultRow, RunFacts
+from hil.report.write import write_all
+from hil.run import provenance
+from hil.scenario.model import DelayFault, Scenario
+from hil.timebase import MISSING_PS
+from hil.trace.extras import HopSummary, TraceExtras
+from hil.trace.meta import TraceMeta
+from hil.trace.schema import block, clip, code
+from hil.units import format_ps
+from hil.verdict.judge import Judgement, Verdict
+from hil.verdict.measured import NotMeasuredError
+from hil.verdict.metrics import LATENCIES, Metrics
+
+if TYPE_CHECKING:
+    from hil.run.runner import Outcome, Rig
+
+_EXIT_STATUS: Final = {
+    Verdict.PASS: "success",
+    Verdict.FAIL: "fail",
+    Verdict.INCONCLUSIVE: "inconclusive",
+    Verdict.RIG_ERROR: "rig_error",
+    Verdict.SKIP: "inconclusive",
+}
+_TRACE_VERDICT: Final = {
+    Verdict.PASS: "pass",
+    Verdict.FAIL: "fail",
+    Verdict.INCONCLUSIVE: "inconclusive",
+    Verdict.RIG_ERROR: "rig_error",
+    Verdict.SKIP: "skipped",
+}
+QUANTILES: Final = ("p50", "p99", "p99.9")
+_CONFIDENCE: Final = 0.95
+
+
+def exit_status(verdict: Verdict) -> str:
+    """Root attribute ``exit_status`` of a trace with this verdict."""
+    return _EXIT_STATUS[verdict]
+
+
+def trace_extras(metrics: Metrics, judgements: Sequence[Judgement], meta: TraceMeta) -> TraceExtras:
+    """Rows of /expect and distributions of /summary."""
+    summary = {}
+    for name in LATENCIES:
+        table = _summary(metrics, name)
+        if table is not None:
+            summary[name] = table
+    return TraceExtras(_expect(judgements, meta), summary)
+
+
+def _expect(judgements: Sequence[Judgement], meta: TraceMeta) -> dict[str, np.ndarray] | None:
+    if not judgements:
+        return None
+
+    def number(name: str) -> np.ndarray:
+        values = [getattr(j, name) for j in judgements]
+        return np.array([math.nan if v is None else float(v) for v in values])
+
+    def text(column: str, name: str) -> np.ndarray:
+        return np.array([clip("expect", column, str(getattr(j, name))) for j in judgements])
+
+    equals = number("equals")
+    return block(
+        "expect",
+        len(judgements),
+        meta.widths,
+        id=text("id", "id"),
+        metric=text("metric", "metric"),
+        stat=text("stat", "stat"),
+        unit=text("unit", "unit"),
+        limit_max=np.where(np.isnan(equals), number("limit_max"), equals),
+        limit_min=np.where(np.isnan(equals), number("limit_min"), equals),
+        marginal=number("marginal"),
+        measured=number("measured"),
+        ci_low=number("lower"),
+        ci_high=number("upper"),
+        confidence=number("confidence"),
+        n=np.array([j.n for j in judgements]),
+        episodes=np.array([j.episodes for j in judgements]),
+        verdict=np.array(
+            [code("expect", "verdict", _TRACE_VERDICT[j.verdict]) for j in judgements]
+        ),
+        marginal_hit=np.array([j.marginal_hit for j in judgements]),
+        reason=text("reason", "reason"),
+    )
+
+
+def _summary(metrics: Metrics, name: str) -> HopSummary | None:
+    """Distribution of one hop over all shots; ``None`` if it was never stamped."""
+    histogram = metrics.histogram(name, "all")
+    if histogram.count == 0:
+        return None
+    columns = histogram.to_arrays()
+    edges = columns["edges_ps"].astype(np.int64)
+    top = np.int64(histogram.maximum + 1)
+    rows = []
+    for stat in QUANTILES:
+        try:
+            measured = metrics.measure(f"latency.{name}", stat, _CONFIDENCE, "all")
+        except NotMeasuredError:
+            rows.append((MISSING_PS, MISSING_PS, MISSING_PS))
+            continue
+        rows.append(tuple(_ps(v) for v in (measured.value, measured.lower, measured.upper)))
+    values = np.array(rows, dtype=np.int64)
+    return HopSummary(
+        edges_ps=np.append(edges, max(top, edges[-1] + 1)),
+        counts=columns["counts"].astype(np.uint64),
+        quantiles=np.array([float(stat[1:]) / 100 for stat in QUANTILES]),
+        values_ps=values[:, 0],
+        low_ps=values[:, 1],
+        high_ps=values[:, 2],
+    )
+
+
+def _ps(value: float | None) -> int:
+    return MISSING_PS if value is None or not math.isfinite(value) else int(value)
+
+
+def build_document(outcome: Outcome) -> Document:
+    """The report of a run."""
+    rig, meta = outcome.rig, outcome.meta
+    scenario = rig.loaded.scenario
+    period = scenario.system.qpu.shot_period_ps
+    facts = RunFacts(
+        run_id=meta.run_id,
+        scenario_id=scenario.id,
+        title=scenario.title,
+        level=rig.loaded.profile.level,
+        profile=scenario.bind.use,
+        created_utc=meta.created_utc,
+        seed=scenario.run.seed,
+        simulated_ps=rig.shots_done * period,
+        wall_s=round(outcome.wall_s, 3),
+        workload=_workload(scenario, rig.code.n_detectors),
+        executed=_executed(rig),
+        faults=_faults(scenario),
+        detectors=tuple(sorted(rig.details.items())),
+        evidence=_evidence(scenario),
+        provenance=(
+            ("content_id", outcome.content_id),
+            ("problem_id", meta.problem_id),
+            ("circuit_sha256", rig.code.circuit_sha256),
+            ("dem_sha256", rig.code.dem_sha256),
+            *provenance.as_pairs(provenance.git()),
+            *provenance.as_pairs(provenance.host()),
+        ),
+        seeds=(("run", str(scenario.run.seed)),),
+        versions=provenance.as_pairs(provenance.software()),
+        not_tested=_not_tested(rig),
+        labels=(*rig.remarks, *(str(w) for w in rig.loaded.warnings)),
+        files=(
+            ("trace", "trace.h5"),
+            ("report (data)", "report.json"),
+            ("JUnit", "junit.xml"),
+            ("report (page)", "report.html"),
+        ),
+    )
+    return build(rig.metrics, outcome.judgements, facts)
+
+
+def write_reports(document: Document, directory: Path) -> None:
+    """Write report.json, junit.xml and report.html."""
+    write_all(document, directory)
+
+
+def _workload(scenario: Scenario, n_detectors: int) -> tuple[tuple[str, str], ...]:
+    qpu = scenario.system.qpu
+    circuit = qpu.circuit
+    return (
+        ("circuit", f"{circuit.code}, basis {circuit.basis}"),
+        ("distance", str(circuit.distance)),
+        ("rounds", f"{circuit.rounds} + final readout, {n_detectors} detectors"),
+        ("noise", f"{qpu.noise.model}, p = {qpu.noise.p:g}"),
+        ("round period", format_ps(qpu.round_period_ps)),
+        ("shot period", format_ps(qpu.shot_period_ps)),
+        ("deadline", format_ps(scenario.system.decoder.deadline_ps)),
+        ("arrivals", "open loop"),
+    )
+
+
+def _executed(rig: Rig) -> tuple[Executed, ...]:
+    scenario, profile = rig.loaded.scenario, rig.loaded.profile
+    decoder = scenario.system.decoder
+    prints = rig.fingerprint
+
+    def ran(role: str) -> str:
+        found = prints.get(role)
+        return "none" if found is None else f"{found['decoder']} (pymatching {found['version']})"
+
+    return (
+        Executed("rack", f"{profile.rack.backend}, executor {profile.rack.executor}",
+                 rig.executor, rig.executor_why),
+        Executed("network", profile.network.backend, profile.network.backend),
+        Executed("node", profile.decoder.node, profile.decoder.node),
+        Executed("primary decoder", decoder.primary, ran("primary")),
+        Executed("fallback decoder", f"{decoder.fallback.to}, {decoder.fallback.policy}",
+                 ran("fallback")),
+        Executed("decode time", profile.decoder.time, profile.decoder.time),
+    )  # fmt: skip
+
+
+def _faults(scenario: Scenario) -> tuple[FaultRow, ...]:
+    rows = []
+    for name, fault in scenario.faults.items():
+        target = fault.target
+        what = f"{fault.kind} of {format_ps(fault.value_ps)} on {target}"
+        until = "to the end" if isinstance(fault, DelayFault) else "once"
+        rows.append(FaultRow(name, what, f"from shot {fault.at.shot}, {until}"))
+    return tuple(rows)
+
+
+def _evidence(scenario: Scenario) -> tuple[EvidenceRow, ...]:
+    system, profile = scenario.system, scenario.profile
+    rows = [
+        EvidenceRow(f"stage {name}", stage.evidence, stage.source)
+        for name, stage in system.rack.stages.items()
+    ]
+    if profile.live:
+        here = "sockets and decoder of this machine"
+        rows += [EvidenceRow(f"link {n}", "measured", here) for n in ("up", "down")]
+        rows.append(EvidenceRow("decoder", "measured", here))
+        return tuple(rows)
+    for name, link in (("up", system.links.up), ("down", system.links.down)):
+        rows.append(EvidenceRow(f"link {name}", link.evidence, link.source))
+    for name, service in (
+        ("primary decoder", profile.decoder.service),
+        ("fallback decoder", profile.decoder.fallback_service),
+    ):
+        if service is not None:
+            rows.append(EvidenceRow(name, service.evidence, service.source))
+    return tuple(rows)
+
+
+def _not_tested(rig: Rig) -> tuple[str, ...]:
+    open_points = ["No GPU, RDMA device or FPGA took part in this run."]
+    if not rig.loaded.profile.live:
+        open_points.append("No frame travelled: links and decoder times are models.")
+    else:
+        open_points.append(
+            "Rack stages are models; frames crossed loopback UDP sockets, not a NIC."
+        )
+    return tuple(open_points)

@@ -1,0 +1,372 @@
+"""Live run: real frames to a node process, paced by the wall clock.
+
+At ``pace`` 1 the wall clock is the scenario clock: stamps and the policy's decisions are those of
+the wall. At any other pace frames flow slower, and every measured duration enters scenario time
+unscaled as a service sample; queueing, deadline, fallback and backlog are then computed by the
+executor (``docs/time.md``). Rack stages are models in both cases.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import numpy as np
+
+from gpu_decoder.protocol import Decoder, Reason
+from hil.device.circuits import CodeCircuit
+from hil.device.sampler import ShotBatch, StimSampler
+from hil.node.client import Exchange, NodeLostError, Plan, RackClient
+from hil.node.config import Delays, NodeConfig
+from hil.rack.pipeline import Pipeline, StageExecutor, finish
+from hil.rack.plan import MeasuredPredictions, rack_way_back_ps
+from hil.rack.timeline import I64, Path, Status, Timeline, Workload
+from hil.run.feeder import MODELLED_HOPS, Chunk, Feeder, FeedPlan
+from hil.run.parts import Decoders, board_mask
+from hil.run.record import Answers
+from hil.scenario.model import DelayFault, Scenario, StallFault
+from hil.timebase import MISSING_PS, PS_PER_MS, PS_PER_S, PS_PER_US, monotonic_ps
+
+_LEAD_PS = 300 * PS_PER_MS
+_WAKE_UP_PS = 200 * PS_PER_US
+_PILOT_SHOTS = 400
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Service times that the node's policy plans with, measured before the run.
+
+    Attributes:
+        primary_ps: 99 % quantile of one-shot decodes of the primary, on shots of its own.
+        fallback_ps: the same of the fallback.
+        way_back_ps: wake-ups of two processes (allowance) plus the modelled way to ``applied``.
+    """
+
+    primary_ps: int
+    fallback_ps: int
+    way_back_ps: int
+
+
+def measure_predictions(scenario: Scenario, code: CodeCircuit, decoders: Decoders) -> Predictions:
+    """Decode pilot shots one by one. Their seed is not the run's: no shot is seen twice."""
+    pilot = next(StimSampler(code, scenario.run.seed ^ (1 << 62)).batches(_PILOT_SHOTS))
+    return Predictions(
+        _p99_ps(decoders.primary, pilot),
+        _p99_ps(decoders.fallback, pilot),
+        _WAKE_UP_PS + rack_way_back_ps(scenario),
+    )
+
+
+def _p99_ps(decoder: Decoder, pilot: ShotBatch) -> int:
+    spent = np.empty(pilot.n_shots, dtype=np.int64)
+    for i, row in enumerate(pilot.detectors_b8):
+        begin = monotonic_ps()
+        decoder.decode_one(row)
+        spent[i] = monotonic_ps() - begin
+    return int(np.quantile(spent, 0.99, method="higher"))
+
+
+def node_config(
+    scenario: Scenario, code: CodeCircuit, predictions: Predictions, pace: int
+) -> NodeConfig:
+    """What the node process is told."""
+    system, network = scenario.system, scenario.profile.network
+    fallback = system.decoder.fallback
+    edges = np.concatenate([[0], np.cumsum(code.block_bits)])
+    blocks = [code.wire_order[a:b].tolist() for a, b in pairwise(edges)]
+    spacing_ps = system.qpu.shot_period_ps * pace
+    return NodeConfig.create(
+        rack_address=network.rack_address,
+        node_address=network.node_address,
+        udp_port=system.links.up.udp_port,
+        psn_start_up=system.links.up.psn_start,
+        psn_start_down=system.links.down.psn_start,
+        ring_slots=system.decoder.ring.slots,
+        block_detectors=tuple(tuple(b) for b in blocks),
+        n_observables=code.n_observables,
+        board_mask=board_mask(scenario),
+        dem_text=code.dem_text,
+        primary=system.decoder.primary,
+        primary_workers=system.decoder.workers,
+        fallback=fallback.to if fallback.policy == "on_deadline" else None,
+        fallback_workers=fallback.workers,
+        mode="decide" if pace == 1 else "measure",
+        deadline_ps=system.decoder.deadline_ps,
+        primary_deadline_ps=fallback.primary_deadline_ps,
+        primary_pred_ps=predictions.primary_ps,
+        way_back_pred_ps=predictions.way_back_ps,
+        fallback_pred=((0, predictions.fallback_ps),),
+        gap_timeout_ps=max(500 * PS_PER_MS, 4 * spacing_ps),
+        answer_timeout_ps=max(5 * PS_PER_S, 8 * spacing_ps),
+        delays=_delays(scenario),
+    )
+
+
+def _delays(scenario: Scenario) -> Delays:
+    """Injected delays of the hops that are real here; the others are added by the models."""
+    values: dict[str, int] = {}
+    first: dict[str, int] = {}
+    stalls: dict[int, int] = {}
+    for fault in scenario.faults.values():
+        if isinstance(fault, StallFault):
+            stalls[fault.at.shot] = stalls.get(fault.at.shot, 0) + fault.value_ps
+        elif isinstance(fault, DelayFault) and fault.target not in MODELLED_HOPS:
+            key = f"{fault.target}_ps"
+            values[key] = values.get(key, 0) + fault.value_ps
+            first[fault.target] = fault.at.shot
+    return Delays.model_validate({**values, "from_shot": first, "stalls_ps": stalls})
+
+
+@dataclass
+class LiveRun:
+    """One live run. ``drive`` yields batches; afterwards ``counts`` and ``lost_node`` tell more."""
+
+    scenario: Scenario
+    code: CodeCircuit
+    decoders: Decoders
+    feed: FeedPlan
+    pipeline: Pipeline
+    executor: StageExecutor
+    config: NodeConfig
+    predictions: Predictions
+    spin: bool = False
+    lost_node: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+    details: dict[str, int] = field(default_factory=dict)
+    fingerprints: dict[str, dict[str, str]] = field(default_factory=dict)
+    node_pid: int = 0
+
+    def drive(self) -> Iterator[tuple[ShotBatch, Timeline, Answers]]:
+        """Run all shots.
+
+        Raises:
+            NodeLostError: the node died and the scenario says ``on_node_lost: fail``; the shots
+                known by then have been yielded.
+        """
+        with Feeder(self.feed) as feeder, RackClient(self.config) as client:
+            self.fingerprints = client.fingerprints()
+            self.node_pid = client.node_pid
+            feeder.warm_up()
+            wall_start_ps = monotonic_ps() + _LEAD_PS
+            feeder.start(wall_start_ps)
+            yield from self._exchange(feeder, client, wall_start_ps)
+            self._collect(client)
+
+    def _exchange(
+        self, feeder: Feeder, client: RackClient, wall_start_ps: int
+    ) -> Iterator[tuple[ShotBatch, Timeline, Answers]]:
+        sent: deque[Chunk] = deque()
+        chunks = feeder.chunks()
+        pace = self.feed.pace
+
+        def plans() -> Iterator[Plan]:
+            for chunk in chunks:
+                sent.append(chunk)
+                yield Plan(
+                    chunk.batch.first_shot,
+                    chunk.enqueue,
+                    chunk.get,
+                    wall_start_ps + chunk.send_ps * pace,
+                )
+
+        loss: list[NodeLostError] = []
+
+        def exchanges() -> Iterator[tuple[Chunk, Exchange]]:
+            stream = client.stream(plans(), spin=self.spin)
+            while True:
+                try:
+                    exchange = next(stream)
+                except StopIteration:
+                    return
+                except NodeLostError as error:
+                    loss.append(error)
+                    if error.partial is not None:
+                        yield sent.popleft(), error.partial
+                    return
+                yield sent.popleft(), exchange
+
+        if pace == 1:
+            yield from (self._on_the_wall(c, e, wall_start_ps) for c, e in exchanges())
+        else:
+            yield from self._in_scenario_time(exchanges())
+        if loss:
+            self.lost_node = loss[0].what
+            if self.scenario.system.decoder.on_node_lost == "fail":
+                raise loss[0]
+            for chunk in [*sent, *chunks]:
+                yield self._in_process(chunk)
+
+    # -- pace 1: the wall clock is the scenario clock -----------------------------------------
+
+    def _on_the_wall(
+        self, chunk: Chunk, got: Exchange, wall_start_ps: int
+    ) -> tuple[ShotBatch, Timeline, Answers]:
+        def scenario_ps(wall: I64) -> I64:
+            return np.where(wall == MISSING_PS, MISSING_PS, wall - wall_start_ps)
+
+        path, reason = got.path.copy(), got.reason.copy()
+        times = finish(
+            self.pipeline,
+            chunk.work,
+            stamps=(
+                chunk.intended_ps,
+                chunk.formed_ps,
+                scenario_ps(got.t_tx_ps),
+                scenario_ps(got.t_rx_ps),
+                scenario_ps(got.t_visible_ps),
+            ),
+            start_ps=scenario_ps(got.t_decode_start_ps),
+            end_ps=scenario_ps(got.t_decode_end_ps),
+            path=path,
+            reason=reason,
+            dropped=got.lost | got.refused,
+            depth=got.queue_depth,
+            reply=(scenario_ps(got.t_reply_tx_ps), scenario_ps(got.t_reply_rx_ps)),
+        )
+        answers = self._answers(times.path, got, got.prediction_b8)
+        return self._with_lost_node(chunk, times, answers)
+
+    # -- any other pace: measured durations, scenario time ------------------------------------
+
+    def _in_scenario_time(
+        self, exchanges: Iterator[tuple[Chunk, Exchange]]
+    ) -> Iterator[tuple[ShotBatch, Timeline, Answers]]:
+        under_way: deque[tuple[Chunk, Exchange]] = deque()
+        last_ends = np.full(self.pipeline.policy.primary_workers, MISSING_PS, dtype=np.int64)
+
+        def workloads() -> Iterator[Workload]:
+            for chunk, got in exchanges:
+                under_way.append((chunk, got))
+                yield self._measured(chunk, got, last_ends)
+
+        for scheduled in self.executor.run(workloads()):
+            chunk, got = under_way.popleft()
+            gone = (got.path == Path.UNANSWERED) & (scheduled.path != Path.UNANSWERED)
+            # where the node gave no answer no schedule can make one
+            times = _declared(scheduled, gone, got.reason) if gone.any() else scheduled
+            fallback = (times.path == Path.FALLBACK)[:, None]
+            bits = np.where(fallback, got.fallback_prediction_b8, got.primary_prediction_b8)
+            yield self._with_lost_node(chunk, times, self._answers(times.path, got, bits))
+
+    def _measured(self, chunk: Chunk, got: Exchange, last_ends: I64) -> Workload:
+        """Durations of the exchange as samples; 0 (1 for services) where nothing was measured."""
+
+        def between(start: I64, end: I64, least: int = 0) -> I64:
+            known = (start != MISSING_PS) & (end != MISSING_PS)
+            return np.where(known, np.maximum(end - start, least), least)
+
+        visible = got.t_visible_ps[:, -1]
+        eligible = visible.copy()
+        for i in range(visible.size):  # a busy worker is queueing, not dispatch
+            k = int(np.argmin(last_ends))
+            eligible[i] = max(int(visible[i]), int(last_ends[k]))
+            if got.primary_end_ps[i] != MISSING_PS:
+                last_ends[k] = got.primary_end_ps[i]
+        fallback = between(got.fallback_start_ps, got.fallback_end_ps, 1)
+        return replace(
+            chunk.work,
+            uplink_ps=between(got.t_tx_ps, got.t_rx_ps),
+            deliver_ps=between(got.t_rx_ps, got.t_visible_ps),
+            dispatch_ps=between(eligible, got.primary_start_ps),
+            primary_ps=between(got.primary_start_ps, got.primary_end_ps, 1),
+            primary_pred_ps=np.full(fallback.size, self.predictions.primary_ps, dtype=np.int64),
+            fallback_ps=fallback,
+            fallback_pred_ps=np.full(fallback.size, self.predictions.fallback_ps, dtype=np.int64),
+            reply_ps=between(got.t_decode_end_ps, got.t_reply_tx_ps),
+            downlink_ps=between(got.t_reply_tx_ps, got.t_reply_rx_ps),
+            lost=got.lost | got.refused,
+        )
+
+    # -- both -----------------------------------------------------------------------------------
+
+    def _answers(self, path: np.ndarray, got: Exchange, bits: np.ndarray) -> Answers:
+        table = np.stack([got.executed_primary, got.executed_fallback, np.zeros_like(path)])
+        executed = table[path, np.arange(path.size)].astype(np.uint8)
+        bits = np.where((path == Path.UNANSWERED)[:, None], np.uint8(0), bits)
+        return Answers(bits, self.decoders.requested(path), executed)
+
+    def _with_lost_node(
+        self, chunk: Chunk, times: Timeline, answers: Answers
+    ) -> tuple[ShotBatch, Timeline, Answers]:
+        """Shots that a dead node left: void, or answered here if the scenario says so."""
+        gone = times.reason == Reason.DEVICE_LOST
+        if not gone.any():
+            return chunk.batch, times, answers
+        if self.scenario.system.decoder.on_node_lost == "fail":
+            status = np.where(gone, np.uint8(Status.VOID), times.status)
+            return chunk.batch, replace(times, status=status), answers
+        decoded = self.decoders.primary.decode_batch(chunk.batch.detectors_b8[gone])
+        bits, executed, requested = (
+            answers.predictions_b8.copy(),
+            answers.executed.copy(),
+            answers.requested.copy(),
+        )
+        bits[gone], executed[gone] = decoded.predictions_b8, decoded.executed
+        requested[gone] = self.decoders.requested(np.zeros(1, dtype=np.uint8))[0]
+        status = np.where(gone, np.uint8(Status.CONCEALED), times.status)
+        path = np.where(gone, np.uint8(Path.FALLBACK), times.path)
+        return (
+            chunk.batch,
+            replace(times, status=status, path=path),
+            Answers(bits, requested, executed),
+        )
+
+    def _in_process(self, chunk: Chunk) -> tuple[ShotBatch, Timeline, Answers]:
+        """A chunk that was never sent because the node is gone."""
+        n, r = chunk.intended_ps.shape
+        missing = np.full((n, r), MISSING_PS, dtype=np.int64)
+        times = finish(
+            self.pipeline,
+            chunk.work,
+            stamps=(chunk.intended_ps, chunk.formed_ps, missing, missing, missing),
+            start_ps=missing[:, 0],
+            end_ps=missing[:, 0],
+            path=np.full(n, Path.UNANSWERED, dtype=np.uint8),
+            reason=np.full(n, Reason.DEVICE_LOST, dtype=np.uint8),
+            dropped=np.ones((n, r), dtype=np.bool_),
+            depth=np.zeros(n, dtype=np.uint16),
+        )
+        width = -(-self.code.n_observables // 8)
+        none = np.zeros(n, dtype=np.uint8)
+        return self._with_lost_node(
+            chunk, times, Answers(np.zeros((n, width), dtype=np.uint8), none, none)
+        )
+
+    def _collect(self, client: RackClient) -> None:
+        """Counters of both ends, once the exchange is over."""
+        rack = client.counters()
+        node = client.close() if not self.lost_node else {}
+        self.details = {f"rack.{k}": v for k, v in rack.items()}
+        self.details |= {f"node.{k}": v for k, v in node.items()}
+        if node:
+            self.counts = {
+                "packets.lost": node.get("lost", 0),
+                "packets.duplicate": node.get("duplicate", 0),
+                "packets.reordered": node.get("reordered", 0),
+            }
+
+
+def _declared(times: Timeline, gone: np.ndarray, reason: np.ndarray) -> Timeline:
+    """The timeline with the shots ``gone`` declared unanswered for ``reason``."""
+
+    def unset(column: I64) -> I64:
+        return np.where(gone, MISSING_PS, column)
+
+    return replace(
+        times,
+        t_decode_start_ps=unset(times.t_decode_start_ps),
+        t_decode_end_ps=unset(times.t_decode_end_ps),
+        t_reply_tx_ps=unset(times.t_reply_tx_ps),
+        t_reply_rx_ps=unset(times.t_reply_rx_ps),
+        t_applied_ps=unset(times.t_applied_ps),
+        path=np.where(gone, np.uint8(Path.UNANSWERED), times.path),
+        reason=np.where(gone, reason, times.reason),
+        status=np.where(gone, np.uint8(Status.DROPPED), times.status),
+    )
+
+
+def live_predictions(predictions: Predictions) -> MeasuredPredictions:
+    """What the executor's policy plans with: the same figures as the node's."""
+    return MeasuredPredictions(predictions.primary_ps, predictions.way_back_ps)

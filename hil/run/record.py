@@ -1,0 +1,265 @@
+"""From a batch and its timeline to columns: what the trace keeps and what the metrics read.
+
+Both drivers end here, so a virtual and a live run write the same columns by the same rules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_decoder.protocol import Reason
+from hil.device.sampler import BlockCutter, ShotBatch, event_counts
+from hil.rack.timeline import U8, Path, Status, Timeline
+from hil.timebase import MISSING_PS
+from hil.trace.column import Array
+from hil.trace.schema import Block, ByteWidths, Dq, Record, block, code
+
+Windows: TypeAlias = dict[str, NDArray[np.int64]]
+
+STAMPS = (
+    "t_intended_ps",
+    "t_syndrome_ps",
+    "t_tx_ps",
+    "t_rx_ps",
+    "t_visible_ps",
+    "t_decode_start_ps",
+    "t_decode_end_ps",
+    "t_reply_tx_ps",
+    "t_reply_rx_ps",
+    "t_applied_ps",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Raw answers of one batch.
+
+    Attributes:
+        predictions_b8: uint8 [n, ceil(O/8)], 0 where no decoder answered.
+        requested, executed: uint8 [n], ``GlobalDecoder`` codes of the path that answered; 0 if
+            none did.
+    """
+
+    predictions_b8: U8
+    requested: U8
+    executed: U8
+
+
+@dataclass(frozen=True)
+class RecordBuilder:
+    """Builds records by one set of rules.
+
+    Attributes:
+        cutter: cuts shots into blocks.
+        widths: byte widths of packed columns.
+        level: ``rounds`` or ``shots``.
+        every: at level ``shots``, one shot in so many keeps its rows.
+        warmup_shots: leading shots that are marked and judged apart.
+        basis: ``X`` or ``Z``.
+        shot_period_ps: start to start.
+        measured: whether times are measured (live) or modelled.
+        board_mask: bit per readout board.
+        fault_from: shots from here on lie in an injected fault.
+        stalled: shots whose decode is stalled on purpose.
+    """
+
+    cutter: BlockCutter
+    widths: ByteWidths
+    level: str
+    every: int
+    warmup_shots: int
+    basis: str
+    shot_period_ps: int
+    measured: bool
+    board_mask: int
+    fault_from: int | None = None
+    stalled: frozenset[int] = field(default_factory=frozenset)
+
+    def build(self, batch: ShotBatch, times: Timeline, answers: Answers) -> tuple[Record, Windows]:
+        """One record, and the stamps of each shot's last block for the metrics."""
+        shots = self._shots(batch, times, answers)
+        windows = {
+            name: (getattr(times, name)[:, -1] if k < 5 else getattr(times, name))
+            for k, name in enumerate(STAMPS)
+        }
+        keep = self._kept(shots)
+        record: Record = {"shots": shots}
+        if keep.size:
+            record["rounds"] = self._rounds(batch, times, shots, keep)
+            record["syndromes"] = self._syndromes(batch, keep)
+            decodes = self._decodes(batch, times, answers, keep)
+            if decodes["shot"].size:
+                record["decodes"] = decodes
+            first = np.full(batch.n_shots, 2**64 - 1, dtype=np.uint64)
+            first[keep] = np.arange(keep.size, dtype=np.uint64) * self._n_blocks
+            shots["first_round_row"] = first
+        return record, windows
+
+    @property
+    def _n_blocks(self) -> int:
+        return len(self.cutter.block_bits)
+
+    def _dq(self, batch: ShotBatch, times: Timeline) -> NDArray[np.uint32]:
+        shot = np.arange(batch.first_shot, batch.first_shot + batch.n_shots)
+        dq = np.where(shot < self.warmup_shots, np.uint32(Dq.WARMUP.mask), np.uint32(0))
+        dq[times.reason == Reason.TRANSPORT_LOSS] |= np.uint32(Dq.SEQ_GAP.mask)
+        if self.fault_from is not None:
+            dq[shot >= self.fault_from] |= np.uint32(Dq.FAULT_WINDOW.mask)
+        for stalled in self.stalled:
+            if 0 <= stalled - batch.first_shot < batch.n_shots:
+                dq[stalled - batch.first_shot] |= np.uint32(Dq.FAULT_WINDOW.mask)
+        return dq
+
+    def _shots(self, batch: ShotBatch, times: Timeline, answers: Answers) -> Block:
+        n = batch.n_shots
+        applied = np.isin(times.status, (Status.OK, Status.LATE, Status.CONCEALED))
+        used = np.where(applied[:, None], answers.predictions_b8, np.uint8(0))
+        timed = applied & (times.t_applied_ps != MISSING_PS)
+        latency = np.where(timed, times.t_applied_ps - times.t_intended_ps[:, -1], MISSING_PS)
+        shot = np.arange(batch.first_shot, batch.first_shot + n, dtype=np.int64)
+        return block(
+            "shots",
+            n,
+            self.widths,
+            shot=shot,
+            epoch=batch.epoch,
+            batch=batch.batch,
+            index=np.arange(batch.first_index, batch.first_index + n),
+            basis=code("shots", "basis", self.basis),
+            n_rounds=self._n_blocks - 1,
+            t_start_intended_ps=shot * self.shot_period_ps,
+            detectors_b8=batch.detectors_b8,
+            obs_true_b8=batch.observables_b8,
+            obs_pred_b8=used,
+            failed=(used != batch.observables_b8).any(axis=1),
+            latency_ps=latency,
+            slack_ps=np.where(timed, times.deadline_ps - times.t_applied_ps, MISSING_PS),
+            fallback=times.reason,
+            status=times.status,
+            dq_mask=self._dq(batch, times),
+        )
+
+    def _kept(self, shots: Block) -> NDArray[np.int64]:
+        """Shots that keep their rows: all, or at level ``shots`` exceptions and 1 in N."""
+        if self.level == "rounds":
+            return np.arange(shots["shot"].size)
+        unusual = (shots["status"] != Status.OK) | (shots["fallback"] != Reason.NONE)
+        unusual |= (shots["dq_mask"] & ~np.uint32(Dq.WARMUP.mask)) != 0
+        return np.flatnonzero(unusual | (shots["shot"] % self.every == 0))
+
+    def _rounds(
+        self, batch: ShotBatch, times: Timeline, shots: Block, keep: NDArray[np.int64]
+    ) -> Block:
+        r = self._n_blocks
+
+        def per_row(column: Array) -> Array:
+            return np.repeat(column[keep], r)
+
+        stamps = {
+            name: getattr(times, name)[keep].ravel() if k < 5 else per_row(getattr(times, name))
+            for k, name in enumerate(STAMPS)
+        }
+        latency = np.full((keep.size, r), MISSING_PS, dtype=np.int64)
+        latency[:, -1] = shots["latency_ps"][keep]
+        return block(
+            "rounds",
+            keep.size * r,
+            self.widths,
+            shot=per_row(shots["shot"]),
+            round=np.tile(np.arange(r), keep.size),
+            epoch=batch.epoch,
+            board_mask=self.board_mask,
+            t_pre_end_ps=per_row(times.t_pre_end_ps),
+            latency_ps=latency.ravel(),
+            status=per_row(times.status),
+            dq_mask=per_row(shots["dq_mask"]),
+            **stamps,
+        )
+
+    def _syndromes(self, batch: ShotBatch, keep: NDArray[np.int64]) -> Block:
+        blocks = self.cutter.cut(batch.detectors_b8[keep])
+        rows = keep.size * self._n_blocks
+        return block(
+            "syndromes",
+            rows,
+            self.widths,
+            n_bits=np.tile(self.cutter.block_bits, keep.size),
+            detectors_b8=blocks.reshape(rows, -1),
+        )
+
+    def _decodes(
+        self, batch: ShotBatch, times: Timeline, answers: Answers, keep: NDArray[np.int64]
+    ) -> Block:
+        rows = keep[times.path[keep] != Path.UNANSWERED]
+        shot = batch.first_shot + rows
+        r = self._n_blocks
+        events = event_counts(batch.detectors_b8[rows])
+        applied = times.t_applied_ps[rows]
+        slack = np.where(applied != MISSING_PS, times.deadline_ps[rows] - applied, MISSING_PS)
+        return block(
+            "decodes",
+            rows.size,
+            self.widths,
+            shot=shot,
+            window_first=0,
+            window_last=r - 1,
+            request_id=(shot * (r + 1) + r) & 0xFFFFFFFF,
+            epoch=batch.epoch,
+            epoch_echo=batch.epoch,
+            global_requested=answers.requested[rows],
+            global_executed=answers.executed[rows],
+            fallback=times.reason[rows],
+            deadline_ps=times.deadline_ps[rows],
+            slack_ps=slack,
+            t_glob_start_ps=times.t_decode_start_ps[rows],
+            t_glob_end_ps=times.t_decode_end_ps[rows],
+            time_source=code("decodes", "time_source", "measured" if self.measured else "modelled"),
+            events_in=events,
+            events_out=events,
+            obs_pred_b8=answers.predictions_b8[rows],
+            queue_depth=times.queue_depth[rows],
+        )
+
+
+@dataclass
+class Audit:
+    """Counts over the whole run that must be zero in a sound chain; fed batch by batch."""
+
+    last_applied_ps: int = MISSING_PS
+    next_shot: int = 0
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(
+            (
+                "decoder.backend_mismatch",
+                "rounds.out_of_order_commits",
+                "shots.mixed_epoch",
+                "answers.missing",
+            ),
+            0,
+        )
+    )
+
+    def update(self, record: Record, times: Timeline, answers: Answers) -> None:
+        """Count over one batch."""
+        self.counts["decoder.backend_mismatch"] += int(
+            (answers.requested != answers.executed).sum()
+        )
+        applied = times.t_applied_ps[times.t_applied_ps != MISSING_PS]
+        if applied.size:
+            before = np.maximum.accumulate(np.concatenate([[self.last_applied_ps], applied]))
+            self.counts["rounds.out_of_order_commits"] += int((applied < before[:-1]).sum())
+            self.last_applied_ps = int(before[-1])
+        decodes = record.get("decodes")
+        if decodes is not None:
+            self.counts["shots.mixed_epoch"] += int(
+                (decodes["epoch"] != decodes["epoch_echo"]).sum()
+            )
+        shots = record["shots"]["shot"].astype(np.int64)
+        self.counts["answers.missing"] += int(shots[0]) - self.next_shot
+        undecided = (times.path == Path.UNANSWERED) & (times.reason == Reason.NONE)
+        self.counts["answers.missing"] += int(undecided.sum())
+        self.next_shot = int(shots[-1]) + 1

@@ -1,0 +1,309 @@
+"""One run: load, build, drive, judge, report. ``run_scenario`` is what ``hil run`` calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from hil.device.circuits import CodeCircuit
+from hil.device.sampler import BlockCutter, ShotBatch, StimSampler
+from hil.errors import HilError, UsageError
+from hil.rack.plan import WorkloadSource, build_pipeline, choose_executor
+from hil.rack.timeline import Timeline
+from hil.report.document import Document
+from hil.run import facts, provenance, virtual
+from hil.run.parts import Decoders, board_mask, build_circuit, build_decoders, build_recorder
+from hil.run.record import Answers, Audit
+from hil.scenario.load import Loaded, load_scenario
+from hil.trace.meta import TraceMeta
+from hil.trace.writer import TraceWriter
+from hil.verdict.judge import Judgement, Verdict, exit_code, judge, limits_of, run_verdict
+from hil.verdict.metrics import Metrics
+
+Batches = Iterator[tuple[ShotBatch, Timeline, Answers]]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the caller asks for beyond the scenario.
+
+    Attributes:
+        bind: profile instead of the scenario's ``bind.use``.
+        out: directory of the results; default ``runs/<scenario>-<profile>-<time>``.
+        overrides: ``path=value`` texts.
+        progress: called with (shots done, shots wanted).
+    """
+
+    bind: str | None = None
+    out: Path | None = None
+    overrides: Sequence[str] = ()
+    progress: Progress = lambda _done, _all: None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Outcome of one run."""
+
+    verdict: Verdict
+    document: Document
+    directory: Path
+    trace: Path
+    content_id: str
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of the command line."""
+        return exit_code(self.verdict)
+
+
+@dataclass
+class Rig:
+    """Everything built for one run, and what is known of it afterwards."""
+
+    loaded: Loaded
+    code: CodeCircuit
+    decoders: Decoders
+    metrics: Metrics
+    audit: Audit = field(default_factory=Audit)
+    executor: str = ""
+    executor_why: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+    details: dict[str, int] = field(default_factory=dict)
+    fingerprint: dict[str, dict[str, str]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    rig_errors: list[str] = field(default_factory=list)
+    shots_done: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run that is over, before its reports are written."""
+
+    rig: Rig
+    meta: TraceMeta
+    judgements: list[Judgement]
+    directory: Path
+    trace: Path
+    content_id: str
+    wall_s: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """Worst verdict of all expectations."""
+        return run_verdict(self.judgements)
+
+
+def run_scenario(path: Path, options: RunOptions | None = None) -> RunResult:
+    """Run one scenario and write ``trace.h5``, ``report.json``, ``junit.xml``, ``report.html``.
+
+    Raises:
+        ScenarioError: the scenario is not valid (nothing has been started or written).
+        HilError: the rig failed before the first shot; later failures end in verdict RIG ERROR
+            with a valid trace of what was done.
+    """
+    options = options or RunOptions()
+    loaded = load_scenario(path, bind=options.bind, overrides=options.overrides)
+    outcome = execute(loaded, options)
+    document = facts.build_document(outcome)
+    facts.write_reports(document, outcome.directory)
+    return RunResult(
+        outcome.verdict, document, outcome.directory, outcome.trace, outcome.content_id
+    )
+
+
+def execute(loaded: Loaded, options: RunOptions) -> Outcome:
+    """Drive a checked scenario, judge it, close its trace."""
+    begin = time.monotonic()
+    rig = build_rig(loaded)
+    directory = _directory(loaded, options.out)
+    meta = build_meta(rig)
+    batches = _driver(rig)
+    directory.mkdir(parents=True, exist_ok=True)
+    record = loaded.scenario.run.record
+    writer = TraceWriter.create(
+        directory / "trace.h5",
+        meta,
+        level=record.level,
+        streams=record.streams,
+        n_rounds=loaded.scenario.system.qpu.circuit.rounds,
+        measured=loaded.profile.live,
+    )
+    with writer:
+        _drive(rig, batches, writer, meta, options.progress)
+        judgements = _judge(rig)
+        trace = writer.close(
+            facts.exit_status(run_verdict(judgements)),
+            facts.trace_extras(rig.metrics, judgements, meta),
+        )
+    wall_s = time.monotonic() - begin
+    return Outcome(rig, meta, judgements, directory, trace, writer.content_id, wall_s)
+
+
+def build_rig(loaded: Loaded) -> Rig:
+    """Circuit, decoders and metrics of a scenario."""
+    scenario = loaded.scenario
+    code = build_circuit(scenario)
+    qpu, live = scenario.system.qpu, loaded.profile.live
+    metrics = Metrics(
+        code.n_observables,
+        qpu.round_period_ps,
+        qpu.shot_period_ps,
+        scenario.run.warmup.shots,
+        scenario.system.decoder.deadline_ps,
+        "measured" if live else "modelled",
+        loaded.profile.rack.pace,
+        watch=limits_of(scenario.expect),
+    )
+    return Rig(loaded, code, build_decoders(scenario, code), metrics)
+
+
+def build_meta(rig: Rig) -> TraceMeta:
+    """Static content of the trace."""
+    scenario, code = rig.loaded.scenario, rig.code
+    resolved = rig.loaded.resolved
+    system = resolved["system"]
+    rig.fingerprint = {"primary": rig.decoders.primary.fingerprint()}
+    if scenario.system.decoder.fallback.policy == "on_deadline":
+        rig.fingerprint["fallback"] = rig.decoders.fallback.fingerprint()
+    return TraceMeta(
+        level=rig.loaded.profile.level,
+        scenario_yaml=rig.loaded.text,
+        resolved=resolved,
+        decoder=system["decoder"],
+        noise=system["qpu"]["noise"],
+        params={"noise": system["qpu"]["noise"]},
+        circuit_stim=code.circuit_text,
+        dem=code.dem_text,
+        n_detectors=code.n_detectors,
+        n_observables=code.n_observables,
+        detector_coords=code.coords,
+        detector_round=code.detector_block,
+        detector_slot=code.detector_slot,
+        round_period_ps=scenario.system.qpu.round_period_ps,
+        shot_period_ps=scenario.system.qpu.shot_period_ps,
+        seeds={"run": scenario.run.seed},
+        requested={"profile": scenario.bind.use, **resolved["bind"]["profiles"][scenario.bind.use]},
+        executed={"fingerprints": rig.fingerprint},
+        fingerprint=rig.fingerprint,
+        argv=provenance.command(),
+        host=provenance.host(),
+        software=provenance.software(),
+        git=provenance.git(),
+        pace=rig.loaded.profile.rack.pace if rig.loaded.profile.live else 0,
+        arrivals=scenario.run.arrivals,
+        links=[{"name": name, **system["links"][name]} for name in ("up", "down")],
+        boards=[{"name": name, **board} for name, board in system["rack"]["boards"].items()],
+        matcher_id=rig.fingerprint["primary"]["decoder"],
+    )
+
+
+def _driver(rig: Rig) -> Batches:
+    """The virtual or the live driver of this scenario, ready to be pulled."""
+    scenario = rig.loaded.scenario
+    source = WorkloadSource(scenario)
+    largest = int(rig.code.block_bits.max())
+    if rig.loaded.profile.live:
+        return _live(rig, source, largest)
+    pipeline = build_pipeline(scenario, largest)
+    executor, rig.executor_why = choose_executor(scenario, pipeline)
+    rig.executor = executor.name
+    rig.counts = dict.fromkeys(
+        ("packets.lost", "packets.duplicate", "packets.reordered", "packets.lost_undetected"), 0
+    )
+    sampler = StimSampler(rig.code, scenario.run.seed)
+    return virtual.drive(sampler, source, executor, rig.decoders, scenario.run.shots)
+
+
+def _live(rig: Rig, source: WorkloadSource, largest: int) -> Batches:
+    from hil.run import live
+    from hil.run.feeder import FeedPlan
+
+    scenario, pace = rig.loaded.scenario, rig.loaded.profile.rack.pace
+    predictions = live.measure_predictions(scenario, rig.code, rig.decoders)
+    pipeline = build_pipeline(scenario, largest, measured=live.live_predictions(predictions))
+    # What crossed the sockets contains the serialisation: it must not be added a second time.
+    scenario_time = replace(pipeline, frame_ps=0)
+    executor, why = choose_executor(scenario, scenario_time)
+    rig.executor = executor.name if pace != 1 else "wall clock"
+    rig.executor_why = why if pace != 1 else "pace 1: stamps and decisions are the wall's"
+    run = live.LiveRun(
+        scenario=scenario,
+        code=rig.code,
+        decoders=rig.decoders,
+        feed=FeedPlan(rig.code, source, pipeline, scenario.run.shots, pace, board_mask(scenario)),
+        pipeline=scenario_time,
+        executor=executor,
+        config=live.node_config(scenario, rig.code, predictions, pace),
+        predictions=predictions,
+    )
+    if pace != 1:
+        rig.remarks.append(
+            f"wall timing informational: pace {pace}; times are measured durations in scenario time"
+        )
+    try:
+        yield from run.drive()
+    finally:
+        rig.counts, rig.details = run.counts, run.details
+        if run.fingerprints:
+            rig.fingerprint = run.fingerprints
+        if run.lost_node:
+            rig.details["node.killed"] = 1
+            if scenario.system.decoder.on_node_lost == "in_process":
+                rig.remarks.append("the decoder node was lost; the rest was decoded in process")
+
+
+def _drive(
+    rig: Rig, batches: Batches, writer: TraceWriter, meta: TraceMeta, progress: Progress
+) -> None:
+    """Pull every batch through recorder, trace, metrics and audit."""
+    scenario = rig.loaded.scenario
+    recorder = build_recorder(scenario, BlockCutter(rig.code), meta.widths)
+    total = scenario.run.shots
+    try:
+        for batch, times, answers in batches:
+            record, windows = recorder.build(batch, times, answers)
+            if not writer.append(record, block=not rig.loaded.profile.live):
+                rig.details["recorder.overflow_batches"] = (
+                    rig.details.get("recorder.overflow_batches", 0) + 1
+                )
+            rig.metrics.update(record["shots"], windows)
+            rig.audit.update(record, times, answers)
+            rig.shots_done += batch.n_shots
+            progress(rig.shots_done, total)
+    except UsageError:
+        raise
+    except HilError as error:
+        rig.rig_errors.append(error.message)
+
+
+def _judge(rig: Rig) -> list[Judgement]:
+    scenario = rig.loaded.scenario
+    rig.metrics.add_counts({**rig.audit.counts, **rig.counts})
+    missing = scenario.run.shots - rig.shots_done
+    if missing and not rig.rig_errors:
+        rig.rig_errors.append(f"{missing} of {scenario.run.shots} shots were not run")
+    return judge(scenario.expect, rig.metrics, rig_errors=rig.rig_errors)
+
+
+def _directory(loaded: Loaded, out: Path | None) -> Path:
+    if out is not None:
+        if (out / "trace.h5").exists():
+            raise UsageError(
+                "the output directory holds a trace already",
+                where=str(out),
+                got="trace.h5",
+                allowed="a directory without a trace",
+                fix="choose another --out, or remove the old run",
+            )
+        return out
+    now = datetime.now(tz=UTC).strftime("%Y%m%dT%H%M%S")
+    base = Path("runs") / f"{loaded.scenario.id}-{loaded.scenario.bind.use}-{now}"
+    candidate, k = base, 1
+    while candidate.exists():
+        k += 1
+        candidate = base.with_name(f"{base.name}-{k}")
+    return candidate

@@ -1,0 +1,192 @@
+"""Section ``bind`` of a scenario: how each part is realised, one profile per level of fidelity."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal, TypeAlias
+
+from pydantic import Field, model_validator
+
+from hil.scenario.fields import Id, Spec, problem
+from hil.scenario.latency import Cycles, Latency
+from hil.scenario.service import Service
+
+Level: TypeAlias = Literal["mil", "sil"]
+
+
+class RackBinding(Spec):
+    """How the rack is realised."""
+
+    backend: Literal["simpy"] = Field(description="Model of the rack.")
+    executor: Literal["auto", "bulk", "events"] = Field(
+        default="auto", description="Which executor of the stages runs."
+    )
+    pace: int = Field(
+        default=1, ge=1, description="Wall time = pace x scenario time (live network only)."
+    )
+
+
+class NetworkBinding(Spec):
+    """How the links are realised."""
+
+    backend: Literal["virtual", "soft_roce"] = Field(
+        description="Arrays in one process, or RoCEv2 frames over UDP sockets."
+    )
+    rack_address: str = Field(default="127.0.0.2", description="Loopback address of the rack.")
+    node_address: str = Field(default="127.0.0.1", description="Loopback address of the node.")
+
+    @model_validator(mode="after")
+    def _loopback(self) -> NetworkBinding:
+        for name in ("rack_address", "node_address"):
+            address = getattr(self, name)
+            parts = address.split(".")
+            good = len(parts) == 4 and all(
+                re.fullmatch("0|[1-9][0-9]{0,2}", part) and int(part) < 2**8 for part in parts
+            )
+            if not good or parts[0] != "127":
+                raise problem(
+                    "E205",
+                    f"{name} is not a loopback address",
+                    got=address,
+                    allowed="127.0.0.0/8",
+                    fix="write 127.0.0.1 and 127.0.0.2",
+                )
+        if self.rack_address == self.node_address:
+            raise problem(
+                "E205",
+                "rack and node share one address",
+                got=self.rack_address,
+                allowed="two different loopback addresses: both receive on one UDP port",
+                fix="write rack_address: 127.0.0.2 and node_address: 127.0.0.1",
+            )
+        return self
+
+
+_MODELLED: Final = ("service", "fallback_service", "deliver", "dispatch", "reply")
+
+
+class DecoderBinding(Spec):
+    """How the decoder is realised and what its time costs."""
+
+    node: Literal["in_process", "process"] = Field(description="Where the decoder runs.")
+    time: Literal["modelled", "measured"] = Field(
+        description="Charge modelled service times, or the clock."
+    )
+    service: Service | None = Field(default=None, description="Primary decode (modelled).")
+    fallback_service: Service | None = Field(
+        default=None, description="Fallback decode (modelled)."
+    )
+    deliver: Latency | None = Field(
+        default=None, description="Last bit received to payload visible (modelled)."
+    )
+    dispatch: Latency | None = Field(
+        default=None, description="Window complete to eligible for a worker (modelled)."
+    )
+    reply: Latency | None = Field(
+        default=None, description="Decode end to first bit of the reply (modelled)."
+    )
+
+    @model_validator(mode="after")
+    def _times(self) -> DecoderBinding:
+        given = [name for name in _MODELLED if getattr(self, name) is not None]
+        if self.time == "measured" and given:
+            raise problem(
+                "E513",
+                "modelled times beside time: measured",
+                got=", ".join(given),
+                allowed="none of " + ", ".join(_MODELLED),
+                fix="remove them, or write time: modelled",
+            )
+        missing = [name for name in _MODELLED if name not in given and name != "fallback_service"]
+        if self.time == "modelled" and missing:
+            raise problem(
+                "E202",
+                f"missing key '{missing[0]}'",
+                got=f"time: modelled without {', '.join(missing)}",
+                allowed=", ".join(_MODELLED),
+                fix=f"write {missing[0]}",
+            )
+        for name in ("deliver", "dispatch", "reply"):
+            if isinstance(getattr(self, name), Cycles):
+                raise problem(
+                    "E204",
+                    f"{name}: cycles need the clock of a board",
+                    allowed="a time, normal, lognormal, empirical",
+                    fix="write a time",
+                )
+        return self
+
+
+class BoundProfile(Spec):
+    """How each part is realised, at one level of fidelity."""
+
+    level: Level = Field(
+        description="mil or sil; may be absent where the profile is named so."
+    )
+    rack: RackBinding = Field(description="The rack.")
+    network: NetworkBinding = Field(description="The links.")
+    decoder: DecoderBinding = Field(description="The decoder.")
+
+    @property
+    def live(self) -> bool:
+        """True when real frames travel."""
+        return self.network.backend != "virtual"
+
+    @model_validator(mode="after")
+    def _together(self) -> BoundProfile:
+        network, node, time = self.network.backend, self.decoder.node, self.decoder.time
+        want = "process" if self.live else "in_process"
+        if node != want:
+            raise problem(
+                "E513",
+                f"network {network} does not go with node {node}",
+                got=f"network.backend: {network}, decoder.node: {node}",
+                allowed="virtual with in_process, soft_roce with process",
+                fix=f"write decoder.node: {want}",
+            )
+        if not self.live and time == "measured":
+            raise problem(
+                "E513",
+                "a virtual run charges modelled time",
+                got="network.backend: virtual, decoder.time: measured",
+                allowed="decoder.time: modelled",
+                fix="write time: modelled with service times, or network.backend: soft_roce",
+            )
+        if self.live and time == "modelled":
+            raise problem(
+                "E207",
+                "not yet supported: decoder.time: modelled with network.backend: soft_roce",
+                got="decoder.time: modelled",
+                allowed="decoder.time: measured",
+                fix="write time: measured, or network.backend: virtual",
+            )
+        if not self.live and self.rack.pace != 1:
+            raise problem(
+                "E513",
+                "pace without a live network",
+                got=f"rack.pace: {self.rack.pace}",
+                allowed="pace 1 with network.backend: virtual",
+                fix="remove pace",
+            )
+        return self
+
+
+class BindSpec(Spec):
+    """Profiles by id, and which one is used."""
+
+    use: Id = Field(description="Profile that runs unless --bind names another.")
+    profiles: dict[Id, BoundProfile] = Field(min_length=1, description="Profiles by id.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _levels(cls, data: object) -> object:
+        """A profile named after a level has that level."""
+        if not isinstance(data, dict) or not isinstance(data.get("profiles"), dict):
+            return data
+        profiles = {
+            name: {"level": name, **body}
+            if name in {"mil", "sil"} and isinstance(body, dict)
+            else body
+            for name, body in data["profiles"].items()
+        }
+        return {**data, "profiles": profiles}

@@ -1,0 +1,284 @@
+"""Rules of the rack: ids exist, every check has one channel, stages form one chain."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from hil.scenario.model import LinksSpec, QpuSpec, RackSpec
+from hil.scenario.problems import Problem, did_you_mean
+from hil.scenario.text import Document, Path
+
+_RACK: Final = ("system", "rack")
+_CHANNEL: Final = re.compile(
+    r"(?P<kind>x_check|z_check|data)\[(?:(?P<one>\d+)|(?P<start>\d+)?:(?P<stop>\d+)?)\]"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelRange:
+    """Checks ``start`` to ``stop`` (half open) of one kind."""
+
+    kind: Literal["x_check", "z_check"]
+    start: int
+    stop: int
+
+
+def channel_ranges(text: str, checks_per_basis: int) -> list[ChannelRange]:
+    """Read ``x_check[0:12]``, ``x_check[3]``, ``x_check[:]`` or ``all``.
+
+    Args:
+        text: one channel text of a board.
+        checks_per_basis: number of checks of each kind.
+
+    Raises:
+        ValueError: not of this form.
+        IndexError: beyond the number of checks.
+    """
+    if text == "all":
+        kinds: tuple[Literal["x_check", "z_check"], ...] = ("x_check", "z_check")
+        return [ChannelRange(kind, 0, checks_per_basis) for kind in kinds]
+    match = _CHANNEL.fullmatch(text)
+    if match is None or match["kind"] == "data":
+        raise ValueError(text)
+    if match["one"] is not None:
+        start, stop = int(match["one"]), int(match["one"]) + 1
+    else:
+        start = int(match["start"] or 0)
+        stop = int(match["stop"]) if match["stop"] is not None else checks_per_basis
+    if not 0 <= start < stop <= checks_per_basis:
+        raise IndexError(text)
+    return [ChannelRange("x_check" if match["kind"] == "x_check" else "z_check", start, stop)]
+
+
+def check_rack(rack: RackSpec, qpu: QpuSpec | None, document: Document) -> Iterator[Problem]:
+    """All rules of one rack."""
+    roles = list(_check_roles(rack, document))
+    ids = list(_check_ids(rack, document))
+    yield from roles
+    yield from ids
+    if qpu is not None:
+        yield from _check_channels(rack, qpu.circuit.checks_per_basis, document)
+    if not roles and not ids:
+        yield from _check_chain(rack, document)
+
+
+def _unknown(document: Document, path: Path, kind: str, name: str, known: Sequence[str]) -> Problem:
+    return document.problem(
+        "E401",
+        path,
+        f"unknown {kind} '{name}'",
+        got=name,
+        allowed=", ".join(known),
+        fix=did_you_mean(name, known) or "choose one of these",
+    )
+
+
+def _check_roles(rack: RackSpec, document: Document) -> Iterator[Problem]:
+    for role, allowed in (("readout", "at least one"), ("aggregate", "exactly one")):
+        count = sum(board.role == role for board in rack.boards.values())
+        if count == 0 or (role == "aggregate" and count > 1):
+            yield document.problem(
+                "E512",
+                (*_RACK, "boards"),
+                f"number of {role} boards",
+                got=str(count),
+                allowed=allowed,
+                fix=f"write {allowed} board with role: {role}",
+            )
+
+
+def _check_ids(rack: RackSpec, document: Document) -> Iterator[Problem]:
+    for name, board in rack.boards.items():
+        path = (*_RACK, "boards", name)
+        if board.clock not in rack.clocks:
+            yield _unknown(document, (*path, "clock"), "clock", board.clock, list(rack.clocks))
+        for i, other in enumerate(board.inputs):
+            if other not in rack.readout_boards:
+                yield _unknown(
+                    document, (*path, "inputs", str(i)), "readout board", other, rack.readout_boards
+                )
+        unheard = [other for other in rack.readout_boards if other not in board.inputs]
+        if board.role == "aggregate" and unheard:
+            yield document.problem(
+                "E512",
+                (*path, "inputs"),
+                f"readout board '{unheard[0]}' leads nowhere",
+                got=", ".join(board.inputs),
+                allowed="every readout board",
+                fix=f"add {unheard[0]}",
+            )
+    for name, stage in rack.stages.items():
+        for i, board_id in enumerate(stage.at):
+            if board_id not in rack.boards:
+                here = (*_RACK, "stages", name, "at", str(i))
+                yield _unknown(document, here, "board", board_id, list(rack.boards))
+
+
+def _check_channels(rack: RackSpec, count: int, document: Document) -> Iterator[Problem]:
+    owners: dict[tuple[str, int], str] = {}
+    broken = False
+    for name, board in rack.boards.items():
+        for i, text in enumerate(board.channels):
+            path = (*_RACK, "boards", name, "channels")
+            here = (*path, str(i)) if (*path, str(i)) in document.values else path
+            ranges, problem = _read_channels(document, here, text, count)
+            if problem is not None:
+                broken = True
+                yield problem
+            for part in ranges:
+                yield from _claim(document, here, name, part, owners)
+    missing = [
+        f"{kind}[{i}]"
+        for kind in ("x_check", "z_check")
+        for i in range(count)
+        if (kind, i) not in owners
+    ]
+    if missing and not broken:
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        yield document.problem(
+            "E508",
+            (*_RACK, "boards"),
+            "channel claimed by nobody",
+            got=f"{len(missing)} of {2 * count} checks without a board: {shown}",
+            allowed="each check on exactly one readout board",
+            fix=f"add {missing[0].partition('[')[0]}[:] to a readout board",
+        )
+
+
+def _read_channels(
+    document: Document, path: Path, text: str, count: int
+) -> tuple[list[ChannelRange], Problem | None]:
+    try:
+        return channel_ranges(text, count), None
+    except IndexError:
+        return [], document.problem(
+            "E404",
+            path,
+            "index outside",
+            got=text,
+            allowed=f"0 to {count - 1}; a range is half open and not empty",
+            fix="use [:] for all checks of one kind",
+        )
+    except ValueError:
+        if text.startswith("data["):
+            what, code = "not yet supported: channels of data qubits", "E207"
+        else:
+            what, code = "not a channel", "E204"
+        return [], document.problem(
+            code,
+            path,
+            what,
+            got=text,
+            allowed="x_check[i], x_check[a:b], x_check[:], z_check likewise, all",
+            fix='write "x_check[:]"',
+        )
+
+
+def _claim(
+    document: Document,
+    path: Path,
+    board: str,
+    part: ChannelRange,
+    owners: dict[tuple[str, int], str],
+) -> Iterator[Problem]:
+    """Note the owner of each channel; the first doubly claimed one is reported."""
+    clashes = [
+        f"{part.kind}[{i}] by {owners[part.kind, i]} and {board}"
+        for i in range(part.start, part.stop)
+        if (part.kind, i) in owners
+    ]
+    owners.update(dict.fromkeys(((part.kind, i) for i in range(part.start, part.stop)), board))
+    if clashes:
+        yield document.problem(
+            "E508",
+            path,
+            "channel claimed twice",
+            got=clashes[0],
+            allowed="each check on exactly one readout board",
+            fix="remove it from one of them",
+        )
+
+
+def _check_chain(rack: RackSpec, document: Document) -> Iterator[Problem]:
+    """Readout stages, then stages of the aggregator, then packetize, then apply."""
+    path = (*_RACK, "stages")
+    for name in ("packetize", "apply"):
+        if name not in rack.stages:
+            yield document.problem(
+                "E202",
+                (*path, name),
+                f"missing key '{name}'",
+                got=", ".join(rack.stages),
+                allowed="stages end with packetize, apply",
+                fix=f"write {name}",
+                key=True,
+            )
+            return
+    if tuple(rack.stages)[-2:] != ("packetize", "apply"):
+        yield document.problem(
+            "E512",
+            path,
+            "stages do not end with packetize, apply",
+            got=", ".join(rack.stages),
+            allowed="..., packetize, apply",
+            fix="move packetize and apply to the end",
+        )
+        return
+    yield from _check_places(rack, document)
+
+
+def _check_places(rack: RackSpec, document: Document) -> Iterator[Problem]:
+    path = (*_RACK, "stages")
+    readout, aggregate = set(rack.readout_boards), {rack.aggregate_board}
+    joined = False
+    for name, stage in rack.stages.items():
+        boards = set(stage.at)
+        last = name in {"packetize", "apply"}
+        if boards == aggregate:
+            if not joined and not _any_before(rack, name, readout):
+                yield document.problem(
+                    "E512",
+                    (*path, name, "at"),
+                    "no stage on the readout boards before this one",
+                    got=", ".join(stage.at),
+                    allowed="at least one stage at the readout boards first",
+                    fix=f"write a stage at [{', '.join(rack.readout_boards)}]",
+                )
+                return
+            joined = True
+        elif boards != readout or joined or last:
+            allowed = (
+                f"[{rack.aggregate_board}]"
+                if joined or last
+                else f"all of [{', '.join(rack.readout_boards)}], or [{rack.aggregate_board}]"
+            )
+            yield document.problem(
+                "E512",
+                (*path, name, "at"),
+                "stage on boards where the chain does not pass",
+                got=f"[{', '.join(stage.at)}]",
+                allowed=allowed,
+                fix="readout stages run on every readout board, before those of the aggregator",
+            )
+
+
+def _any_before(rack: RackSpec, name: str, boards: set[str]) -> bool:
+    for other, stage in rack.stages.items():
+        if other == name:
+            return False
+        if set(stage.at) == boards:
+            return True
+    return False
+
+
+def check_links(links: LinksSpec, rack: RackSpec, document: Document) -> Iterator[Problem]:
+    """Both links end at the aggregate board."""
+    aggregators = [name for name, board in rack.boards.items() if board.role == "aggregate"]
+    for name, end, board in (("up", "from", links.up.from_), ("down", "to", links.down.to)):
+        if board not in aggregators:
+            yield _unknown(
+                document, ("system", "links", name, end), "aggregate board", board, aggregators
+            )

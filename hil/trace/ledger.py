@@ -1,0 +1,119 @@
+"""The commit ledger of a trace and how to open a live file: shared by reader and recovery."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import struct
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import h5py
+
+from hil.errors import TraceError
+from hil.trace.layout import COMMITS
+
+_LOCK_RETRY_S: Final = 0.02
+_LOCK_BYTE: Final = 1 << 62
+"""Locked byte, far behind the end of any file; HDF5 itself locks in another way (flock)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Last complete row of ``/commits``.
+
+    Attributes:
+        rows: stream -> committed rows.
+        overflow: rows of all streams that were lost because the queue was full.
+        commits: number of commits.
+    """
+
+    rows: dict[str, int]
+    overflow: int
+    commits: int
+
+
+def read_ledger(file: h5py.File) -> Ledger:
+    """Read the ledger of an open live or final file.
+
+    A row counts once its last column (wall time) is there, so a row that a crash cut short is
+    ignored.
+
+    Raises:
+        TraceError: there is no ledger or no commit.
+    """
+    if COMMITS not in file:
+        raise TraceError("no commit ledger", where=f"{file.filename}:/{COMMITS}")
+    dataset = file[COMMITS]
+    dataset.refresh()
+    columns: list[str] = json.loads(dataset.attrs["columns"])
+    rows = dataset[:]
+    complete = rows[:, -1].nonzero()[0]
+    if not len(complete):
+        raise TraceError("nothing was committed to the trace", where=str(file.filename))
+    last = rows[complete[-1]].tolist()
+    named = dict(zip(columns, last, strict=True))
+    return Ledger(
+        rows={c.removeprefix("/"): n for c, n in named.items() if c.startswith("/")},
+        overflow=named["overflow"],
+        commits=int(complete[-1]) + 1,
+    )
+
+
+def open_live(path: Path, *, patience_s: float = 5.0) -> h5py.File:
+    """Open a live file for reading; waits while its writer is still creating it.
+
+    Raises:
+        TraceError: the file cannot be read.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return h5py.File(path, "r", libver="latest", swmr=True)
+        except OSError as error:
+            young = error.errno in (errno.EAGAIN, errno.EWOULDBLOCK) or "lock" in str(error)
+            if not young or time.monotonic() > deadline:
+                raise TraceError(
+                    "cannot open the live trace",
+                    where=str(path),
+                    got=str(error),
+                    fix="a file cut off before its first commit holds nothing to recover",
+                ) from error
+        time.sleep(_LOCK_RETRY_S)
+
+
+def hold(path: Path) -> int:
+    """Mark a live file as being written, until the returned descriptor is closed.
+
+    Uses an open-file-description lock (Linux), which ends with the process, however it ends.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    _lock(handle)
+    return handle
+
+
+def is_held(path: Path) -> bool:
+    """Whether a writer is at work on the live file."""
+    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return not _lock(handle)
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    command = getattr(fcntl, "F_OFD_SETLK", None)
+    if command is None:  # not Linux: no guard against recovery of a trace in use
+        return True
+    request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, _LOCK_BYTE, 1, 0)
+    try:
+        fcntl.fcntl(handle, command, request)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True

@@ -1,0 +1,267 @@
+"""The final file: a rewrite of the live one, trimmed to its ledger. Close and recovery in one.
+
+Whole chunks are copied as they are stored; only the last chunk of a column is decoded, trimmed and
+encoded again. The values pass by once for ``content_id``. A crash at any point leaves either the
+live file or the final file whole.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import h5py
+import numpy as np
+
+from hil.errors import TraceError, UsageError
+from hil.trace import layout
+from hil.trace.attributes import copy_attributes
+from hil.trace.codec import Encoding, decode, encode
+from hil.trace.column import Array
+from hil.trace.content import (
+    NOT_CONTENT,
+    ContentHash,
+    datasets_below,
+    sync_file,
+    write_manifest,
+)
+from hil.trace.extras import HopSummary, TraceExtras, write_expect, write_summary
+from hil.trace.ledger import Ledger, is_held, open_live, read_ledger
+from hil.trace.meta import write_epoch
+from hil.trace.schema import RECOVERED
+
+__all__ = ["HopSummary", "TraceExtras", "final_path", "part_path", "recover", "rewrite"]
+
+PART_SUFFIX: Final = ".part.h5"
+
+
+def part_path(final: Path) -> Path:
+    """Live file of a final file: ``NAME.h5`` -> ``NAME.part.h5``.
+
+    Raises:
+        UsageError: the name does not end in ``.h5`` or is that of a live file.
+    """
+    if final.suffix != ".h5" or final.name.endswith(PART_SUFFIX):
+        raise UsageError("a trace is named NAME.h5", got=str(final))
+    return final.with_name(final.stem + PART_SUFFIX)
+
+
+def final_path(part: Path) -> Path:
+    """Final file of a live file: ``NAME.part.h5`` -> ``NAME.h5``.
+
+    Raises:
+        UsageError: the name is not that of a live file.
+    """
+    if not part.name.endswith(PART_SUFFIX):
+        raise UsageError("not the name of a live trace", got=str(part), allowed="NAME.part.h5")
+    return part.with_name(part.name.removesuffix(PART_SUFFIX) + ".h5")
+
+
+def rewrite(part: Path, final: Path, exit_status: str, extras: TraceExtras) -> str:
+    """Make the final file from a live one, then remove the live one.
+
+    Args:
+        part: live file that nobody writes any more.
+        final: name of the final file; replaced in one step.
+        exit_status: root attribute of the final file.
+        extras: expectations and summaries.
+
+    Returns:
+        ``content_id`` of the final file.
+
+    Raises:
+        TraceError: the live file is damaged.
+        OSError: the final file cannot be written; the live file is untouched.
+    """
+    tmp = final.with_name(final.name + ".tmp")
+    tmp.unlink(missing_ok=True)
+    try:
+        with open_live(part) as source, h5py.File(tmp, "w", libver=layout.LIBVER) as target:
+            run_id = str(source.attrs["run_id"])
+            identity = _copy(source, target, extras)
+            target.attrs.update(
+                {"exit_status": exit_status, "content_id": identity, "closed_utc": _utc_now()}
+            )
+        sync_file(tmp)
+        write_manifest(final, tmp, identity, run_id)
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
+    tmp.replace(final)
+    sync_file(final.parent)
+    part.unlink()
+    return identity
+
+
+def recover(part: Path) -> Path:
+    """Final file of a run that ended without closing its trace (``exit_status="recovered"``).
+
+    Raises:
+        TraceError: the file is still being written, holds no commit, or is damaged.
+    """
+    final = final_path(part)
+    if not part.exists():
+        raise TraceError("no such live trace", where=str(part))
+    if is_held(part):
+        raise TraceError(
+            "the trace is still being written", where=str(part), fix="wait for the run to end"
+        )
+    if final.exists():
+        raise TraceError(
+            "the final file exists already",
+            where=str(final),
+            fix=f"`hil trace validate {final}`; if it is whole, remove {part}",
+        )
+    rewrite(part, final, RECOVERED, TraceExtras())
+    return final
+
+
+def _utc_now() -> str:
+    return datetime.now(tz=UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _copy(source: h5py.File, target: h5py.File, extras: TraceExtras) -> str:
+    ledger = read_ledger(source)
+    copy_attributes(source, target)
+    source.copy("meta", target)
+    _expand_epochs(source, target, ledger)
+    measured = bool(source.attrs["measured"])
+    identity = ContentHash()
+    for name in sorted([*ledger.rows, "expect", "summary"]):
+        if name in ledger.rows:
+            in_content = name not in NOT_CONTENT
+            _copy_stream(source[name], target, ledger.rows[name], identity if in_content else None)
+        elif name == "expect":
+            write_expect(target, extras.expect, measured=measured)
+            _hash_group(target[name], identity)
+        else:
+            write_summary(target, extras.summary, measured=measured)
+            _hash_group(target[name], identity)
+    _copy_ledger(source, target, ledger)
+    return identity.hexdigest()
+
+
+def _copy_stream(
+    group: h5py.Group, target: h5py.File, rows: int, identity: ContentHash | None
+) -> None:
+    new = target.create_group(str(group.name))
+    copy_attributes(group, new)
+    members = dict(group.items())
+    row = _copy_column(members[layout.ROW], new, rows, None)
+    row.make_scale(layout.ROW)
+    for name, old in sorted(members.items()):
+        if name == layout.ROW or (name.endswith("_byte") and old.is_scale):
+            continue
+        if len(old) < rows:
+            raise TraceError(
+                "column is shorter than the ledger says",
+                where=f"{group.file.filename}:{old.name}",
+                got=f"{len(old)} rows",
+                allowed=f"at least {rows}",
+            )
+        hashed = identity if not old.attrs.get("volatile", 0) else None
+        column = _copy_column(old, new, rows, hashed)
+        column.dims[0].attach_scale(row)
+        if old.ndim > 1:
+            axis = f"{name}_byte"
+            scale = new.create_dataset(axis, data=members[axis][:])
+            scale.make_scale(axis)
+            copy_attributes(members[axis], scale)
+            column.dims[1].attach_scale(scale)
+
+
+def _copy_column(
+    old: h5py.Dataset, group: h5py.Group, rows: int, identity: ContentHash | None
+) -> h5py.Dataset:
+    size = max(1, min(old.chunks[0], rows))
+    tail = old.shape[1:]
+    name = str(old.name).rpartition("/")[2]
+    new = group.create_dataset(
+        name,
+        shape=(rows, *tail),
+        maxshape=(None, *tail),
+        chunks=(size, *tail),
+        dtype=old.dtype,
+        shuffle=old.shuffle,
+        compression="gzip",
+        compression_opts=1,
+    )
+    copy_attributes(old, new)
+    if identity is not None:
+        identity.begin(str(old.name), old.dtype, new.shape)
+    try:
+        for values in _copy_chunks(old, new, rows, decoded=identity is not None):
+            if identity is not None:
+                identity.update(values)
+    except (OSError, ValueError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise TraceError(
+            "damaged chunk", where=f"{old.file.filename}:{old.name}", got=str(error)
+        ) from error
+    return new
+
+
+def _copy_chunks(
+    old: h5py.Dataset, new: h5py.Dataset, rows: int, *, decoded: bool
+) -> Iterator[Array]:
+    """Copy the chunks below ``rows``; yields their values if they are ``decoded``."""
+    size, tail, shuffle = old.chunks[0], old.shape[1:], bool(old.shuffle)
+    last_data, last_values = b"", np.empty(0)
+    for first in range(0, rows, size):
+        at = (first, *(0 for _ in tail))
+        _, data = old.id.read_direct_chunk(at)
+        whole = first + size <= rows
+        if decoded or not whole:
+            if data != last_data:
+                last_values = decode(data, old.dtype, (size, *tail), shuffle=shuffle)
+                last_data = data
+            values = last_values[: rows - first]
+        if not whole:
+            padded = np.zeros((new.chunks[0], *tail), old.dtype)
+            padded[: rows - first] = values
+            data = encode(padded, Encoding(shuffle=shuffle, strategy=zlib.Z_DEFAULT_STRATEGY))
+        new.id.write_direct_chunk(at, data)
+        if decoded:
+            yield values
+
+
+def _copy_ledger(source: h5py.File, target: h5py.File, ledger: Ledger) -> None:
+    old = source[layout.COMMITS]
+    new, scale = layout.create_ledger(target, json.loads(old.attrs["columns"]))
+    n = ledger.commits
+    scale.resize((n,))
+    scale[:] = np.arange(n)
+    new.resize((n, old.shape[1]))
+    new[:] = old[:n]
+
+
+def _expand_epochs(source: h5py.File, target: h5py.File, ledger: Ledger) -> None:
+    """Put parameters and models of epochs that began during the run under ``/meta/epochs``."""
+    if not ledger.rows.get("blob_index"):
+        return
+    epochs = source["epochs"]
+    for row in range(ledger.rows["epochs"]):
+        params, dem = (int(epochs[c][row]) for c in ("blob_params", "blob_dem"))
+        if params >= 0 and dem >= 0:
+            texts = [_blob(source, ledger, r).decode() for r in (params, dem)]
+            write_epoch(target["meta"], int(epochs["epoch"][row]), *texts)
+
+
+def _blob(source: h5py.File, ledger: Ledger, row: int) -> bytes:
+    index = source["blob_index"]
+    if row >= ledger.rows["blob_index"]:
+        raise TraceError("epoch refers to a blob that was not committed", where="/blob_index")
+    first, length = int(index["offset"][row]), int(index["length"][row])
+    data: bytes = source["blobs/data"][first : first + length].tobytes()
+    return data
+
+
+def _hash_group(group: h5py.Group, identity: ContentHash) -> None:
+    for dataset in datasets_below(group):
+        identity.begin(str(dataset.name), dataset.dtype, dataset.shape)
+        identity.update(dataset[:])
