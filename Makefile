@@ -27,10 +27,12 @@ run: $(STAMP)
 	$(BIN)/hil run scenarios/surface_d5.yaml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' --junitxml=$(VENV)/junit-test.xml
+	$(BIN)/python tools/check_skips.py $(VENV)/junit-test.xml
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --junitxml=$(VENV)/junit-slow.xml
+	$(BIN)/python tools/check_skips.py $(VENV)/junit-slow.xml
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import ClassVar, Final
 
 from hil.errors import UnitError
-from hil.timebase import MISSING_PS
+from hil.timebase import MISSING_PS, PS_PER_NS
 
 _TEXT: Final = re.compile(
     r"(?P<number>[+-]?(?:0|[1-9][0-9]{0,39})(?:\.[0-9]{1,40})?(?:[eE][+-]?[0-9]{1,3})?)"
@@ -214,20 +214,23 @@ def parse_drift(text: str) -> Fraction:
 def format_ps(ps: int, decimals: int = 3) -> str:
     """Human form of a time, rounded half to even in integers: ``"1.100 us"``, ``"750 ps"``.
 
-    The unit is the largest of ps, ns, us, ms, s that leaves a number >= 1 after rounding, so the
-    same integer always gives the same text. ``MISSING_PS`` gives ``"-"``.
+    The unit is the smallest of ps, ns, us, ms, s that leaves a number below 1000 after rounding
+    (s has no upper end), so the same integer always gives the same text. ``MISSING_PS`` gives
+    ``"-"``.
     """
     if ps == MISSING_PS:
         return "-"
-    size = abs(ps)
-    sign = "-" if ps < 0 else ""
-    for unit, factor in (("s", 10**12), ("ms", 10**9), ("us", 10**6), ("ns", 10**3)):
-        digits = round(Fraction(size * 10**decimals, factor))
-        if digits >= 10**decimals:
-            whole, part = divmod(digits, 10**decimals)
-            tail = f".{part:0{decimals}d}" if decimals else ""
-            return f"{sign}{whole}{tail} {unit}"
-    return f"{sign}{size} ps"
+    size, sign = abs(ps), "-" if ps < 0 else ""
+    if size < PS_PER_NS:
+        return f"{sign}{size} ps"
+    scale = 10**decimals
+    for unit in ("ns", "us", "ms", "s"):
+        digits = round(size * scale / TIME.factors[unit])
+        if digits < 1000 * scale or unit == "s":
+            break
+    whole, part = divmod(digits, scale)
+    tail = f".{part:0{decimals}d}" if decimals else ""
+    return f"{sign}{whole}{tail} {unit}"
 
 
 def format_time(ps: int) -> str:

@@ -127,7 +127,11 @@ class Endpoint(Protocol):
         ...
 
     def poll(self, max_completions: int) -> list[Completion]:
-        """Completions that are there now, at most so many; never blocks, never raises on input."""
+        """Completions that are there now, at most so many; never blocks, never raises on input.
+
+        One call looks at a bounded number of datagrams: behind a flood of foreign ones a later
+        call finds what this one did not reach.
+        """
         ...
 
     def release(self, slot: int) -> None:

@@ -223,7 +223,7 @@ class SequenceAudit:
         steps = max(0, int(ahead.max()) + 1)
         origin = self._position
         self._skip(steps)
-        recent = ahead[(ahead >= steps - self._memory) & (ahead >= -origin)]
+        recent = ahead[ahead >= steps - self._memory]
         seen = np.frombuffer(self._seen, np.uint8)
         seen[(recent + origin % self._memory) % self._memory] = 1
 

@@ -97,7 +97,11 @@ class SoftRoceEndpoint(UcEndpoint):
             raise LinkError("datagram was not sent", where=self._name(), got=str(error)) from error
 
     def poll(self, max_completions: int) -> list[Completion]:
-        """See :meth:`hil.link.endpoint.Endpoint.poll`."""
+        """See :meth:`hil.link.endpoint.Endpoint.poll`.
+
+        Raises:
+            LinkError: the endpoint is closed.
+        """
         found: list[Completion] = []
         receive, view, end = self._socket.recvfrom_into, self._view, self._peer_end
         for _ in range(max_completions + _JUNK_PER_POLL):
@@ -107,6 +111,8 @@ class SoftRoceEndpoint(UcEndpoint):
                 length, sender = receive(view)
             except BlockingIOError:
                 break
+            except OSError as error:
+                raise LinkError("endpoint is closed", where=self._name(), got=str(error)) from error
             t_rx_ps = monotonic_ps()
             if sender != end:
                 self._receiver.drop("drop_peer")

@@ -18,6 +18,7 @@ from hil.link.receiver import BASE_VA, COUNTED, Receiver
 from hil.wire.icrc import ICRC_BYTES, IcrcPath
 from hil.wire.roce import (
     MAX_QP,
+    MAX_SLOTS,
     PSN_MASK,
     STRIDE_UNIT,
     Packet,
@@ -58,19 +59,9 @@ class UcEndpoint(ABC):
     def __init__(
         self, host: str, port: int, qp: int, rkey: int, psn_start: int, mtu_bytes: int
     ) -> None:
-        for name, value, least, top in (
-            ("port", port, 1, 0xFFFF),
-            ("qp", qp, 1, MAX_QP),
-            ("rkey", rkey, 0, 0xFFFFFFFF),
-            ("psn_start", psn_start, 0, PSN_MASK),
-            ("mtu_bytes", mtu_bytes, STRIDE_UNIT + 74, 0xFFFF),
-        ):
-            if not least <= value <= top:
-                where = f"endpoint {host}"
-                allowed = f"{least}..{top}"
-                raise LinkError(
-                    f"{name} is out of range", where=where, got=str(value), allowed=allowed
-                )
+        where = f"endpoint {host}"
+        _in_range(where, "mtu_bytes", mtu_bytes, STRIDE_UNIT + 74, 0xFFFF)
+        _identity(where, port, qp, psn_start, rkey)
         self._host, self._port, self._qp, self._rkey = host, port, qp, rkey
         self._psn_start = psn_start
         self._payload_limit = payload_limit(mtu_bytes)
@@ -98,8 +89,13 @@ class UcEndpoint(ABC):
         """See :meth:`hil.link.endpoint.Endpoint.connect`.
 
         Raises:
-            LinkError: the peer has this end's own address and port.
+            LinkError: the peer has this end's own address and port, or numbers out of range.
         """
+        where = f"peer {peer.host}"
+        _identity(where, peer.port, peer.qp, peer.psn, peer.rkey)
+        _in_range(where, "n_slots", peer.n_slots, 1, MAX_SLOTS)
+        _in_range(where, "stride", peer.stride, STRIDE_UNIT, 1 << 32)
+        _in_range(where, "base_va", peer.base_va, 0, (1 << 64) - peer.n_slots * peer.stride)
         if (peer.host, peer.port) == (self._host, self._port):
             raise LinkError(
                 "an endpoint cannot be its own peer",
@@ -216,3 +212,17 @@ class UcEndpoint(ABC):
                 got=f"{length} B, slot {slot}",
                 allowed=f"<= {min(peer.stride, self._payload_limit)} B, slot < {peer.n_slots}",
             )
+
+
+def _identity(where: str, port: int, qp: int, psn: int, rkey: int) -> None:
+    _in_range(where, "port", port, 1, 0xFFFF)
+    _in_range(where, "qp", qp, 1, MAX_QP)
+    _in_range(where, "psn", psn, 0, PSN_MASK)
+    _in_range(where, "rkey", rkey, 0, 0xFFFFFFFF)
+
+
+def _in_range(where: str, name: str, value: int, least: int, top: int) -> None:
+    if not least <= value <= top:
+        raise LinkError(
+            f"{name} is out of range", where=where, got=str(value), allowed=f"{least}..{top}"
+        )

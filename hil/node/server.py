@@ -32,10 +32,10 @@ from hil.node.worker import WorkerProcess, WorkerSetup
 from hil.timebase import PS_PER_S, PS_PER_US, monotonic_ps
 from hil.wire.rpc_batch import enqueue_row_bytes, get_row_bytes
 
-POLL_BATCH: Final = 16
-"""Frames taken from the socket before workers and timers get their turn."""
+FRAMES_IN_A_ROW: Final = 4
+"""Frames served before workers and timers get their turn."""
 
-SPIN_PS: Final = 300 * PS_PER_US
+SPIN_PS: Final = 150 * PS_PER_US
 """The loop does not sleep into the last part of a wait: the kernel wakes it too late."""
 
 _IDLE_S: Final = 0.25
@@ -124,9 +124,11 @@ class Server:
             for worker in workers:
                 if worker in readable:
                     self._take_result(worker)
-            completions = self._endpoint.poll(POLL_BATCH)
-            for completion in completions:
-                self._take_frame(completion)
+            for _ in range(FRAMES_IN_A_ROW):
+                completions = self._endpoint.poll(1)  # one: its stamp T3 is taken here
+                if not completions:
+                    break
+                self._take_frame(completions[0])
             now_ps = monotonic_ps()
             while self._hold and self._hold[0][0] <= now_ps:
                 heapq.heappop(self._hold)[2]()

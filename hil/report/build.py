@@ -21,7 +21,6 @@ from hil.report.document import (
     RunFacts,
     WarmupBlock,
 )
-from hil.trace.schema import Status
 from hil.verdict import stats
 from hil.verdict.group import END_TO_END, HOPS, PATHS
 from hil.verdict.judge import Judgement, Verdict, exit_code, run_verdict
@@ -244,9 +243,12 @@ def _counts(metrics: Metrics) -> tuple[CountRow, ...]:
 def _fates(metrics: Metrics) -> tuple[tuple[str, int], ...]:
     """How shots ended, all shots; zero rows are left out but for the first."""
     groups = list(metrics.groups.values())
-    late = sum(int(g.statuses[int(Status.LATE)]) for g in groups)
+    missed = sum(g.sums["miss"] for g in groups)
     lost = sum(g.sums["unanswered"] for g in groups)
-    rows = [("answered in time", metrics.shots("all") - lost - late), ("answered late", late)]
+    rows = [
+        ("answered in time", metrics.shots("all") - missed),
+        ("answered after the deadline", missed - lost),
+    ]
     for path, words in (("fallback", "of these by the fallback"), ("unanswered", "unanswered")):
         for reason in Reason:
             events = sum(int(g.reasons[path][int(reason)]) for g in groups)

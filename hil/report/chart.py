@@ -15,7 +15,7 @@ from hil.report.document import Figure, HopRow
 
 WIDTH: Final = 960
 _LABEL: Final = 104
-_RIGHT: Final = 24
+_RIGHT: Final = 92
 _ROW: Final = 26
 _TOP: Final = 34
 _PLOT: Final = WIDTH - _LABEL - _RIGHT
@@ -43,16 +43,8 @@ def waterfall(hops: Sequence[HopRow]) -> str:
         parts.append(_row_label(hop.name, y))
         parts.append(_rect("tail", x + median, y + 10, tail, 6))
         parts.append(_rect(f"hop h{index}", x, y + 4, max(median, 1.5), 18))
-        parts.append(_beside(hop, x, median + tail, y))
+        parts.append(_text("value", WIDTH - 4, y + 17, hop.quantiles[0].value.text))
     return _svg("Median time of each hop, one after the other", parts, len(hops))
-
-
-def _beside(hop: HopRow, x: float, length: float, y: int) -> str:
-    """Median written behind the bar, or before it near the right edge."""
-    words = hop.quantiles[0].value.text
-    if x + length + 90 < WIDTH:
-        return _text("value", x + length + 6, y + 17, words)
-    return _text("value end", x - 6, y + 17, words)
 
 
 def spread(hops: Sequence[HopRow], whole: HopRow | None, deadline: Figure) -> str:
@@ -75,6 +67,7 @@ def spread(hops: Sequence[HopRow], whole: HopRow | None, deadline: Figure) -> st
         y = _TOP + index * _ROW
         parts.append(_row_label(row.name, y))
         parts += _strip(row, at, y, index if row is not whole else len(hops))
+        parts.append(_text("value", WIDTH - 4, y + 17, row.maximum.text))
     if deadline.value and whole is not None:
         x, y = at(deadline.value), _TOP + (len(rows) - 1) * _ROW
         parts.append(f'<path class="deadline" d="M{_n(x)} {y - 2}v{_ROW + 4}"/>')

@@ -20,11 +20,11 @@ STYLES: Final = {
     "RIG ERROR": "magenta",
     "SKIP": "dim",
 }
-WIDE: Final = 132
+WIDE: Final = 124
 """Columns from which the metric is shown beside the expectation's name."""
 FULL: Final = 100
-"""Columns from which every bound and n of a hop is shown."""
-NARROW: Final = 96
+"""Columns from which n and every bound is shown."""
+NARROW: Final = 92
 """Columns from which the events behind a rate are shown."""
 
 
@@ -36,7 +36,7 @@ def show(document: Document, console: Console) -> None:
 def _parts(document: Document, width: int) -> list[RenderableType]:
     parts: list[RenderableType] = [_banner(document)]
     if document.expectations:
-        parts += [_expectations(document, width), *_remarks(document)]
+        parts += [_expectations(document, width), *_remarks(document, width)]
     if document.hops:
         parts += ["", _hops(document, width)]
     parts += ["", _figures(document, width), _counts_line(document)]
@@ -65,38 +65,40 @@ def _table() -> Table:
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
-        padding=(0, 1),
+        padding=(0, 1, 0, 0),
         header_style="dim",
     )
 
 
 def _expectations(document: Document, width: int) -> Table:
-    """One line each; the metric only where it fits beside the figures."""
-    wide = width >= WIDE
+    """One line each; the metric is added where it fits, n and the need are left out if narrow."""
+    wide, narrow = width >= WIDE, width < FULL
     table = _table()
     table.add_column("expectation", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     if wide:
         table.add_column("metric", no_wrap=True)
-    for name in ("measured", "bounds", "limit", "n", "still needed"):
+    for name in ("measured", "bounds", "limit", *(() if narrow else ("n", "still needed"))):
         table.add_column(name, justify="right", no_wrap=True)
     for row in document.expectations:
         verdict = Text(row.verdict, style=f"bold {STYLES[row.verdict]}")
         figures = (row.measured.text, row.interval, row.limit_text)
-        counts = (row.n_text if row.n else NONE, row.needed_text)
+        counts = () if narrow else (row.n_text if row.n else NONE, row.needed_text)
         table.add_row(row.id, verdict, *((row.metric,) if wide else ()), *figures, *counts)
     return table
 
 
-def _remarks(document: Document) -> list[Text]:
+def _remarks(document: Document, width: int) -> list[Text]:
     """Why, for every line that is not a plain PASS."""
     rows = [r for r in document.expectations if r.verdict != "PASS" or r.marginal_hit]
-    return [_remark(row) for row in rows]
+    return [_remark(row, narrow=width < FULL) for row in rows]
 
 
-def _remark(row: ExpectationRow) -> Text:
+def _remark(row: ExpectationRow, *, narrow: bool) -> Text:
     style = STYLES[row.verdict]
-    return Text.assemble((f"  {row.id}: ", style), row.reason)
+    need = f", about {count(row.shots_needed)} more shots" if narrow and row.shots_needed else ""
+    n = f" (n = {row.n_text})" if narrow and row.n else ""
+    return Text.assemble((f"  {row.id}: ", style), f"{row.reason}{need}{n}")
 
 
 def _hops(document: Document, width: int) -> Table:
@@ -163,7 +165,7 @@ def _counts_line(document: Document) -> Text:
     events = [f"{row.name} {row.text}" for row in rows if row.value]
     zeros = sum(row.value == 0 for row in rows)
     missing = [row.name for row in rows if row.value is None]
-    parts = [*events, *([f"{zeros} {'others' if events else 'counts'} are 0"] if zeros else [])]
+    parts = [*events, *([f"{'the other' if events else 'all'} {zeros} are 0"] if zeros else [])]
     if missing:
         parts.append(f"not counted: {', '.join(missing)}")
     return Text(f"counts: {'; '.join(parts) or 'none taken'}")

@@ -80,13 +80,13 @@ def _row(distance: int, seconds: float, repeats: int, primary: str) -> ModelRow:
     code = surface_memory(distance=distance, rounds=distance, basis="Z", p=_P)
     pilot_rate = _PILOT / _bare(code, primary, _PILOT)
     size = batch_shots(code.n_detectors)
-    shots = max(size, int(pilot_rate * seconds) // size * size)
+    shots = max(_PILOT, int(pilot_rate * seconds) // size * size)
     with tempfile.TemporaryDirectory(prefix="hil-bench-") as folder:
         loaded = {
             level: _scenario(Path(folder), code, distance, level, shots, primary)
             for level in ("shots", "rounds")
         }
-        warm = _scenario(Path(folder), code, distance, "shots", size, primary)
+        warm = _scenario(Path(folder), code, distance, "shots", _PILOT, primary)
         _virtual(warm, Path(folder) / "warm")  # compiles, loads
         best = {"bare": np.inf, "shots": np.inf, "rounds": np.inf}
         fallback = 0.0
@@ -147,7 +147,7 @@ def _scenario(
     edge = int(np.quantile(events, FALLBACK_QUANTILE))
     path = folder / "bench_model.yaml"
     path.write_text(resources.files("hil.run").joinpath("bench_model.yaml").read_text())
-    service = f"{{0: 10us, {edge}: 12us, {edge + 1}: 59us}}"
+    service = f"{{'0': 10us, '{edge}': 12us, '{edge + 1}': 59us}}"
     profile = "bind.profiles.mil.decoder"
     return load_scenario(
         path,

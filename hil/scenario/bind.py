@@ -50,6 +50,7 @@ class NetworkBinding(Spec):
                     got=address,
                     allowed="127.0.0.0/8",
                     fix="write 127.0.0.1 and 127.0.0.2",
+                    at=name,
                 )
         if self.rack_address == self.node_address:
             raise problem(
@@ -58,6 +59,7 @@ class NetworkBinding(Spec):
                 got=self.rack_address,
                 allowed="two different loopback addresses: both receive on one UDP port",
                 fix="write rack_address: 127.0.0.2 and node_address: 127.0.0.1",
+                at="rack_address",
             )
         return self
 
@@ -96,6 +98,7 @@ class DecoderBinding(Spec):
                 got=", ".join(given),
                 allowed="none of " + ", ".join(_MODELLED),
                 fix="remove them, or write time: modelled",
+                at=given[0],
             )
         missing = [name for name in _MODELLED if name not in given and name != "fallback_service"]
         if self.time == "modelled" and missing:
@@ -104,15 +107,18 @@ class DecoderBinding(Spec):
                 f"missing key '{missing[0]}'",
                 got=f"time: modelled without {', '.join(missing)}",
                 allowed=", ".join(_MODELLED),
-                fix=f"write {missing[0]}",
+                fix=f"add '{missing[0]}', or write time: measured",
+                at=missing[0],
             )
         for name in ("deliver", "dispatch", "reply"):
             if isinstance(getattr(self, name), Cycles):
                 raise problem(
                     "E204",
-                    f"{name}: cycles need the clock of a board",
+                    "cycles need the clock of a board",
+                    got="cycles",
                     allowed="a time, normal, lognormal, empirical",
                     fix="write a time",
+                    at=f"{name}.dist",
                 )
         return self
 
@@ -120,9 +126,7 @@ class DecoderBinding(Spec):
 class BoundProfile(Spec):
     """How each part is realised, at one level of fidelity."""
 
-    level: Level = Field(
-        description="mil or sil; may be absent where the profile is named so."
-    )
+    level: Level = Field(description="mil or sil; may be absent where the profile is named so.")
     rack: RackBinding = Field(description="The rack.")
     network: NetworkBinding = Field(description="The links.")
     decoder: DecoderBinding = Field(description="The decoder.")
@@ -143,6 +147,7 @@ class BoundProfile(Spec):
                 got=f"network.backend: {network}, decoder.node: {node}",
                 allowed="virtual with in_process, soft_roce with process",
                 fix=f"write decoder.node: {want}",
+                at="decoder.node",
             )
         if not self.live and time == "measured":
             raise problem(
@@ -151,14 +156,16 @@ class BoundProfile(Spec):
                 got="network.backend: virtual, decoder.time: measured",
                 allowed="decoder.time: modelled",
                 fix="write time: modelled with service times, or network.backend: soft_roce",
+                at="decoder.time",
             )
         if self.live and time == "modelled":
             raise problem(
                 "E207",
-                "not yet supported: decoder.time: modelled with network.backend: soft_roce",
+                "not yet supported: time: modelled with network.backend: soft_roce",
                 got="decoder.time: modelled",
                 allowed="decoder.time: measured",
                 fix="write time: measured, or network.backend: virtual",
+                at="decoder.time",
             )
         if not self.live and self.rack.pace != 1:
             raise problem(
@@ -167,6 +174,7 @@ class BoundProfile(Spec):
                 got=f"rack.pace: {self.rack.pace}",
                 allowed="pace 1 with network.backend: virtual",
                 fix="remove pace",
+                at="rack.pace",
             )
         return self
 

@@ -87,6 +87,7 @@ def _check_roles(rack: RackSpec, document: Document) -> Iterator[Problem]:
                 got=str(count),
                 allowed=allowed,
                 fix=f"write {allowed} board with role: {role}",
+                key=True,
             )
 
 
@@ -144,7 +145,8 @@ def _check_channels(rack: RackSpec, count: int, document: Document) -> Iterator[
             "channel claimed by nobody",
             got=f"{len(missing)} of {2 * count} checks without a board: {shown}",
             allowed="each check on exactly one readout board",
-            fix=f"add {missing[0].partition('[')[0]}[:] to a readout board",
+            fix=f"add {missing[0]} to a readout board",
+            key=True,
         )
 
 
@@ -225,6 +227,7 @@ def _check_chain(rack: RackSpec, document: Document) -> Iterator[Problem]:
             got=", ".join(rack.stages),
             allowed="..., packetize, apply",
             fix="move packetize and apply to the end",
+            key=True,
         )
         return
     yield from _check_places(rack, document)
@@ -243,7 +246,7 @@ def _check_places(rack: RackSpec, document: Document) -> Iterator[Problem]:
                     "E512",
                     (*path, name, "at"),
                     "no stage on the readout boards before this one",
-                    got=", ".join(stage.at),
+                    got=f"[{', '.join(stage.at)}]",
                     allowed="at least one stage at the readout boards first",
                     fix=f"write a stage at [{', '.join(rack.readout_boards)}]",
                 )
@@ -263,6 +266,7 @@ def _check_places(rack: RackSpec, document: Document) -> Iterator[Problem]:
                 allowed=allowed,
                 fix="readout stages run on every readout board, before those of the aggregator",
             )
+            return
 
 
 def _any_before(rack: RackSpec, name: str, boards: set[str]) -> bool:

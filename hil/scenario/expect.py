@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
 from hil.scenario.fields import Spec, from_text, problem
+from hil.scenario.problems import did_you_mean
 from hil.scenario.system import HOPS
 from hil.units import TIME, QuantityError, parse_time_ps
 
@@ -62,14 +63,23 @@ def _metrics() -> dict[str, Metric]:
 METRICS: Final[Mapping[str, Metric]] = _metrics()
 """All metrics that can be judged, by name."""
 
-_STAT: Final = re.compile(r"p([1-9][0-9]?(?:\.[0-9]{1,7})?)")
-_LIMITS: Final = ("max", "min", "equals", "marginal")
+STAT_PATTERN: Final = r"^p([1-9][0-9]?(?:\.[0-9]{1,7})?)$"
+"""Quantiles p1 to p99.9999999."""
+
+_STAT: Final = re.compile(STAT_PATTERN)
 _KEYS_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "latency": ("metric", "stat", "max", "min", "marginal", "confidence", "scope"),
     "rate": ("metric", "max", "min", "marginal", "confidence", "scope"),
     "slope": ("metric", "max", "min", "marginal", "confidence", "scope"),
     "count": ("metric", "equals", "scope"),
 }
+
+
+Limit: TypeAlias = Annotated[
+    int | float | None,
+    WithJsonSchema({"type": ["number", "string"], "description": "Number, or time with unit."}),
+]
+"""ps of a latency or slope (whole), a number of a rate."""
 
 
 class Expectation(Spec):
@@ -80,25 +90,15 @@ class Expectation(Spec):
 
     metric: str = Field(description="What is judged.", json_schema_extra={"enum": list(METRICS)})
     stat: str | None = Field(
-        default=None, pattern=_STAT.pattern, description="Quantile of a latency: p50, p99.9."
+        default=None, pattern=STAT_PATTERN, description="Quantile of a latency: p50, p99.9."
     )
-    max: int | float | None = Field(
-        default=None,
-        description="Largest allowed value.",
-        json_schema_extra={"anyOf": [{"type": "number"}, {"type": "string"}]},
-    )
-    min: int | float | None = Field(
-        default=None,
-        description="Smallest allowed value.",
-        json_schema_extra={"anyOf": [{"type": "number"}, {"type": "string"}]},
-    )
+    max: Limit = Field(default=None, description="Largest allowed value.")
+    min: Limit = Field(default=None, description="Smallest allowed value.")
     equals: int | None = Field(default=None, ge=0, description="Exact count.")
-    marginal: int | float | None = Field(
-        default=None,
-        description="A PASS beyond this value is flagged.",
-        json_schema_extra={"anyOf": [{"type": "number"}, {"type": "string"}]},
+    marginal: Limit = Field(default=None, description="A PASS beyond this value is flagged.")
+    confidence: float | None = Field(
+        default=None, description="One-sided confidence, between 0.5 and 1."
     )
-    confidence: float | None = Field(default=None, description="One-sided, between 0.5 and 1.")
     scope: Literal["clean", "all"] = Field(
         default="clean",
         description="clean leaves out warm-up and fault windows; counts use all rows.",
@@ -106,29 +106,54 @@ class Expectation(Spec):
 
     @model_validator(mode="before")
     @classmethod
-    def _limits(cls, data: object, info: ValidationInfo) -> object:
-        """Read limits in the unit of the metric; counts look at all rows."""
+    def _counts_use_all_rows(cls, data: object) -> object:
         if not isinstance(data, dict):
             return data
-        metric = METRICS.get(data.get("metric", ""))
+        metric = METRICS.get(str(data.get("metric", "")))
+        return {"scope": "all", **data} if metric and metric.kind == "count" else data
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in METRICS:
+            raise problem(
+                "E401",
+                f"unknown metric '{name}'",
+                got=name,
+                allowed=", ".join(METRICS),
+                fix=did_you_mean(name, METRICS) or "choose one of these",
+            )
+        return name
+
+    @field_validator("max", "min", "marginal", mode="before")
+    @classmethod
+    def _limit(cls, value: object, info: ValidationInfo) -> object:
+        """Read a limit in the unit of the metric."""
+        metric = METRICS.get(str(info.data.get("metric", "")))
         if metric is None:
-            return data
-        out = dict(data)
-        if metric.kind == "count":
-            out.setdefault("scope", "all")
-        if from_text(info) is not None and metric.unit in {"ps", "ps/shot"}:
-            for name in _LIMITS:
-                if name in out:
-                    out[name] = _time_limit(name, out[name])
-        return out
+            return None
+        if from_text(info) is None or metric.kind == "count":
+            return value
+        return _rate_limit(value) if metric.kind == "rate" else _time_limit(value)
+
+    @field_validator("confidence")
+    @classmethod
+    def _one_sided(cls, value: float | None) -> float | None:
+        if value is not None and not 0.5 < value < 1:
+            raise problem(
+                "E603",
+                "confidence outside (0.5, 1)",
+                got=f"{value:g}",
+                allowed="0.5 < confidence < 1",
+                fix="write confidence: 0.95",
+            )
+        return value
 
     @model_validator(mode="after")
     def _fits(self) -> Expectation:
-        metric = METRICS.get(self.metric)
-        if metric is None:
-            raise problem("E401", f"unknown metric '{self.metric}'", allowed=", ".join(METRICS))
+        metric = METRICS[self.metric]
         self._demand_keys(metric)
-        self._demand_ranges(metric)
+        self._demand_order()
         return self
 
     def _demand_keys(self, metric: Metric) -> None:
@@ -138,52 +163,44 @@ class Expectation(Spec):
             raise problem(
                 "E604",
                 "max together with equals",
-                allowed="one of them",
-                fix="keep equals for counts, max for everything else",
+                got=f"max: {self.max}, equals: {self.equals}",
+                allowed="equals for counts, max for everything else",
+                fix="remove one of them",
+                at="equals",
             )
-        for name in ("stat", *_LIMITS, "confidence"):
+        for name in ("stat", "max", "min", "equals", "marginal", "confidence"):
             if name in given and name not in allowed:
                 raise problem(
                     "E201",
                     f"key '{name}' does not fit metric {metric.name}",
-                    got=name,
                     allowed=", ".join(allowed),
-                    fix=f"remove {name}",
+                    fix=f"remove '{name}'",
+                    at=name,
                 )
-        needed = {"latency": ("stat", "confidence"), "count": ("equals",)}
-        for name in needed.get(metric.kind, ("confidence",)):
-            if name not in given:
+        limit = "equals" if metric.kind == "count" else "max"
+        needed = {
+            "latency": ("stat", limit, "confidence"),
+            "count": (limit,),
+        }.get(metric.kind, (limit, "confidence"))
+        for name in needed:
+            if name not in given and not (name == "max" and "min" in given):
                 raise problem(
                     "E202",
                     f"missing key '{name}'",
                     allowed=", ".join(allowed),
-                    fix=f"write {name}: {_EXAMPLES[name]}",
+                    fix=f"write {name}: {_EXAMPLES[metric.kind].get(name, '0.95')}",
+                    at=name,
                 )
-        if metric.kind != "count" and not given & {"max", "min"}:
-            raise problem("E202", "missing key 'max'", allowed="max, min", fix="write max")
 
-    def _demand_ranges(self, metric: Metric) -> None:
-        if self.confidence is not None and not 0.5 < self.confidence < 1:
-            raise problem(
-                "E603",
-                "confidence outside (0.5, 1)",
-                got=str(self.confidence),
-                allowed="0.5 < confidence < 1",
-                fix="write confidence: 0.95",
-            )
-        for name in ("max", "min", "marginal"):
-            value = getattr(self, name)
-            if value is None or metric.kind != "rate" or 0 < value < 1:
-                continue
+    def _demand_order(self) -> None:
+        if self.max is not None and self.min is not None and self.min > self.max:
             raise problem(
                 "E205",
-                f"{name} of a rate outside (0, 1)",
-                got=str(value),
-                allowed="0 < rate < 1; exactly 0 or 1 can never be proved",
-                fix="write a rate such as 1.0e-3",
+                "min lies above max",
+                allowed="min <= max",
+                fix="swap them",
+                at="min",
             )
-        if self.max is not None and self.min is not None and self.min > self.max:
-            raise problem("E205", "min lies above max", allowed="min <= max", fix="swap them")
         if self.marginal is None:
             return
         above = self.max is not None and self.marginal > self.max
@@ -192,8 +209,9 @@ class Expectation(Spec):
             raise problem(
                 "E205",
                 "marginal lies outside the limit",
-                allowed="marginal <= max, or >= min where there is no max",
+                allowed="marginal <= max" if above else "marginal >= min",
                 fix="move marginal inside",
+                at="marginal",
             )
 
     @property
@@ -208,19 +226,41 @@ class Expectation(Spec):
         return METRICS[self.metric].kind
 
 
-_EXAMPLES: Final = {"stat": "p99.9", "confidence": "0.95", "equals": "0"}
+_EXAMPLES: Final[Mapping[str, Mapping[str, str]]] = {
+    "latency": {"stat": "p99.9", "max": "60us"},
+    "rate": {"max": "1.0e-3"},
+    "slope": {"max": "1ns"},
+    "count": {"equals": "0"},
+}
 
 
-def _time_limit(name: str, value: object) -> object:
+def _rate_limit(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise problem(
+            "E203", "wrong type", got=str(value), allowed="a number", fix="write for example 1.0e-3"
+        )
+    if not 0 < value < 1:
+        raise problem(
+            "E205",
+            "limit of a rate outside (0, 1)",
+            got=f"{value:g}",
+            allowed="0 < rate < 1; exactly 0 or 1 can never be proved",
+            fix="write for example 1.0e-3",
+        )
+    return value
+
+
+def _time_limit(value: object) -> object:
     if isinstance(value, str):
         try:
             return parse_time_ps(value)
         except QuantityError as err:
-            what = f"{name}: {err.what}"
-            raise problem(err.code, what, got=err.got, allowed=err.allowed, fix=err.fix) from err
+            raise problem(
+                err.code, err.what, got=err.got, allowed=err.allowed, fix=err.fix
+            ) from err
     raise problem(
         "E301",
-        f"{name}: unit missing",
+        "unit missing",
         got=str(value),
         allowed=TIME.allowed,
         fix=f"write the unit, for example {value}us",

@@ -10,10 +10,21 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from hil.scenario.fields import Spec
-from hil.scenario.model import Scenario
+from hil.scenario.model import (
+    ByEvents,
+    Const,
+    Cycles,
+    Empirical,
+    LogNormal,
+    Normal,
+    Scenario,
+)
 
 ANY_ID = "*"
 """Stands for the id of a map entry in a pattern."""
+
+_LEAVES = (Const, Normal, LogNormal, Cycles, Empirical, ByEvents)
+"""Models that are one value to a reader; ``docs/scenario.md`` explains their forms in prose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +114,7 @@ def _walk(model: type[Spec], path: tuple[str, ...]) -> Iterator[Key]:
         yield Key(here, info, model)
         below = (*here, ANY_ID) if is_map(info.annotation) else here
         for spec in specs_of(info.annotation):
-            if spec.__module__ != "hil.scenario.latency":
+            if spec not in _LEAVES:
                 yield from _walk(spec, below)
 
 

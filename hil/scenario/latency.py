@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, get_args
 
 from pydantic import (
     BeforeValidator,
@@ -14,6 +14,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     Tag,
     ValidationInfo,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
@@ -27,6 +28,7 @@ from hil.scenario.fields import (
     from_text,
     problem,
 )
+from hil.units import format_time
 
 _Z99 = 2.3263478740408408
 """99 % point of the standard normal distribution (``scipy.stats.norm.ppf(0.99)``)."""
@@ -64,7 +66,12 @@ class Normal(Spec):
     def _order(self) -> Normal:
         if self.min_ps > self.mean_ps:
             raise problem(
-                "E205", "min lies above mean", allowed="min <= mean", fix="lower min or raise mean"
+                "E205",
+                "min lies above mean",
+                got=format_time(self.min_ps),
+                allowed=f"<= {format_time(self.mean_ps)}",
+                fix="lower min or raise mean",
+                at="min",
             )
         return self
 
@@ -83,6 +90,7 @@ class LogNormal(Spec):
             raise problem(
                 "E205",
                 "lognormal points out of order",
+                got=", ".join(map(format_time, (self.min_ps, self.p50_ps, self.p99_ps))),
                 allowed="min < p50 < p99",
                 fix="write three increasing times",
             )
@@ -130,7 +138,7 @@ class Empirical(Spec):
         name = data.get("file")
         if not isinstance(name, str) or not name:
             return data
-        rows, digest = read_rows(context, name, columns=1)
+        rows, digest = read_rows(context, name, columns=1, key="file")
         return {**data, "(sha256)": digest, "(values)": tuple(row[0] for row in rows)}
 
 
@@ -154,13 +162,16 @@ Latency: TypeAlias = Annotated[
 """A time, or a distribution of times."""
 
 
-def read_rows(context: TextContext, name: str, columns: int) -> tuple[list[list[int]], str]:
+def read_rows(
+    context: TextContext, name: str, columns: int, key: str
+) -> tuple[list[list[int]], str]:
     """Read a table of non-negative whole numbers and its SHA-256.
 
     Args:
         context: where relative names start.
         name: file name as written in the scenario.
         columns: numbers per line; a first line of words is taken as a header.
+        key: key of the model that holds the name, for messages.
 
     Raises:
         PydanticCustomError: E403 absent, E203 not numbers, E207 placeholder in the name.
@@ -172,6 +183,7 @@ def read_rows(context: TextContext, name: str, columns: int) -> tuple[list[list[
             got=name,
             allowed="a plain file name",
             fix="write the name out",
+            at=key,
         )
     path = context.folder / name
     try:
@@ -183,6 +195,7 @@ def read_rows(context: TextContext, name: str, columns: int) -> tuple[list[list[
             got=err.strerror or str(err),
             allowed="a readable file, named relative to the scenario",
             fix="correct the name or add the file",
+            at=key,
         ) from err
     lines = [line for line in csv.reader(raw.decode("utf-8", "replace").splitlines()) if line]
     if lines and columns > 1 and not any(cell.strip().isdigit() for cell in lines[0]):
@@ -195,9 +208,10 @@ def read_rows(context: TextContext, name: str, columns: int) -> tuple[list[list[
                 got=",".join(cells),
                 allowed=f"{columns} number(s) >= 0 per line",
                 fix="write whole picoseconds without a unit",
+                at=key,
             )
     if not lines:
-        raise problem("E203", f"file '{name}' holds no values", allowed="at least one line")
+        raise problem("E203", f"file '{name}' holds no values", allowed="one line", at=key)
     return [[int(cell) for cell in cells] for cells in lines], hashlib.sha256(raw).hexdigest()
 
 
@@ -214,5 +228,9 @@ def _doc_is_assumed(value: object) -> object:
     return "assumed" if value == "doc" else value
 
 
-EvidenceField: TypeAlias = Annotated[Evidence, BeforeValidator(_doc_is_assumed)]
+EvidenceField: TypeAlias = Annotated[
+    Evidence,
+    BeforeValidator(_doc_is_assumed),
+    WithJsonSchema({"type": "string", "enum": [*get_args(Evidence), "doc"]}),
+]
 """Evidence of one number; ``doc`` (a published figure) counts as ``assumed``."""

@@ -151,6 +151,8 @@ def _merge(known: list[Problem], found: list[Problem]) -> list[Problem]:
     silent |= {
         place.rpartition(".")[0] for place in silent if place.rpartition(".")[2] in _CHOOSERS
     }
+    if any(entry.dotted == "system.rack.profile" for entry in known):
+        silent.add("system.rack")
     out = list(known)
     seen = {(entry.code, entry.dotted, entry.line, entry.col) for entry in known}
     for entry in found:

@@ -100,6 +100,7 @@ class RunSpec(Spec):
                 got=f"warmup.shots {self.warmup.shots} of {self.shots} shots",
                 allowed="warmup.shots < shots",
                 fix="lower warmup.shots",
+                at="warmup.shots",
             )
         return self
 

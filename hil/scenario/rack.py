@@ -53,15 +53,17 @@ class BoardSpec(Spec):
             raise problem(
                 "E202",
                 f"missing key '{needed}'",
-                allowed=f"a {self.role} board has {needed}",
-                fix=f"write {needed}",
+                allowed=f"{needed} on a board with role {self.role}",
+                fix=f"add '{needed}'",
+                at=needed,
             )
         if getattr(self, other):
             raise problem(
                 "E201",
-                f"a {self.role} board has no key '{other}'",
+                f"key '{other}' does not fit role {self.role}",
                 allowed=f"role, clock, {needed}, skew",
-                fix=f"remove {other}",
+                fix=f"remove '{other}'",
+                at=other,
             )
         return self
 
@@ -88,6 +90,7 @@ class StageSpec(Spec):
                 "missing key 'servers'",
                 allowed="a stage with a buffer has servers",
                 fix="write servers: 1",
+                at="servers",
             )
         return self
 

@@ -32,7 +32,7 @@ from hil.scenario.latency import (
     Normal,
     read_rows,
 )
-from hil.units import TIME, QuantityError, parse_time_ps
+from hil.units import TIME, QuantityError, format_time, parse_time_ps
 
 
 def _read_points(value: object, info: ValidationInfo) -> object:
@@ -63,7 +63,9 @@ def _point_ps(time: object, info: ValidationInfo) -> int:
             ) from err
     if isinstance(time, int) and not isinstance(time, bool) and from_text(info) is None:
         return time
-    raise problem("E301", "unit missing", got=str(time), allowed=TIME.allowed, fix="write 4us")
+    raise problem(
+        "E301", "unit missing", got=str(time), allowed=TIME.allowed, fix=f"write {time}us"
+    )
 
 
 class ByEvents(Spec):
@@ -86,9 +88,16 @@ class ByEvents(Spec):
     def _increasing(cls, points: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
         counts = [events for events, _ in points]
         if counts != sorted(set(counts)) or counts[0] < 0:
-            raise problem("E205", "event counts do not increase", allowed="0 <= increasing counts")
+            raise problem(
+                "E205", "event counts do not increase", got=str(counts), allowed="0 <= increasing"
+            )
         if any(ps <= 0 for _, ps in points):
-            raise problem("E205", "service time is not positive", allowed="> 0")
+            raise problem(
+                "E205",
+                "out of range",
+                got=format_time(min(ps for _, ps in points)),
+                allowed="> 0ps",
+            )
         return points
 
     @classmethod
@@ -147,9 +156,10 @@ class Service(Spec):
                 got=", ".join(given) or "none",
                 allowed="by_events | table | latency",
                 fix="write by_events: {0: 4us, 20: 9us}",
+                at=given[-1] if given else "by_events",
             )
         if isinstance(data.get("table"), str):
-            rows, digest = read_rows(context, data["table"], columns=2)
+            rows, digest = read_rows(context, data["table"], columns=2, key="table")
             points = {events: f"{ps}ps" for events, ps in rows}
             return {**data, "by_events": points, "(sha256)": digest}
         return data
@@ -160,8 +170,10 @@ class Service(Spec):
             raise problem(
                 "E204",
                 "cycles need the clock of a board",
+                got="cycles",
                 allowed="a time, normal, lognormal, empirical",
                 fix="write a time",
+                at="latency.dist",
             )
         if self.latency is not None and self.evidence != "assumed":
             raise problem(
@@ -170,6 +182,7 @@ class Service(Spec):
                 got=self.evidence,
                 allowed="assumed, or a service by_events",
                 fix="write evidence: assumed",
+                at="evidence",
             )
         return self
 

@@ -17,6 +17,7 @@ from hil.scenario.fields import (
 )
 from hil.scenario.latency import EvidenceField, Latency
 from hil.scenario.rack import RackSpec
+from hil.units import format_time
 
 HOPS = (
     "acquire",
@@ -59,9 +60,7 @@ class CircuitSpec(Spec):
     )
     distance: int = Field(ge=3, le=31, description="Code distance, odd.")
     rounds: int = Field(ge=1, description="Rounds of syndrome extraction in one shot.")
-    basis: Basis = Field(
-        default="Z", description="Basis of the memory; follows from task when absent."
-    )
+    basis: Basis = Field(description="Basis of the memory; follows from task when absent.")
 
     @model_validator(mode="before")
     @classmethod
@@ -69,13 +68,6 @@ class CircuitSpec(Spec):
         if not isinstance(data, dict):
             return data
         basis, task = data.get("basis"), data.get("task")
-        if basis is None and task is None:
-            raise problem(
-                "E202",
-                "missing key 'basis'",
-                allowed="X, Z",
-                fix="write basis: Z, or task: surface_code:rotated_memory_z",
-            )
         if basis is None and isinstance(task, str) and task.startswith(CODE):
             return {**data, "basis": task[-1].upper()}
         if task is None and basis in {"X", "Z"}:
@@ -91,6 +83,7 @@ class CircuitSpec(Spec):
                 got=str(self.distance),
                 allowed="odd, 3 to 31",
                 fix=f"write {self.distance - 1} or {self.distance + 1}",
+                at="distance",
             )
         if self.task[-1].upper() != self.basis:
             raise problem(
@@ -99,6 +92,7 @@ class CircuitSpec(Spec):
                 got=f"task {self.task}, basis {self.basis}",
                 allowed="one of them alone, or both alike",
                 fix="remove task",
+                at="task",
             )
         return self
 
@@ -155,6 +149,7 @@ class _Link(Spec):
                 got=f"{self.mtu_bytes}B",
                 allowed=", ".join(f"{size}B" for size in sizes),
                 fix="write mtu: 4096B",
+                at="mtu",
             )
         return self
 
@@ -225,7 +220,8 @@ class FallbackSpec(Spec):
                 "E202",
                 "missing key 'primary_deadline'",
                 allowed="policy on_deadline has a primary_deadline",
-                fix="write primary_deadline, below decoder.deadline",
+                fix="add 'primary_deadline', below decoder.deadline",
+                at="primary_deadline",
             )
         if "deadline" not in self.when:
             raise problem(
@@ -234,6 +230,7 @@ class FallbackSpec(Spec):
                 got=f"when: [{', '.join(self.when)}]",
                 allowed="a list with deadline",
                 fix="write when: [deadline]",
+                at="when",
             )
         return self
 
@@ -259,9 +256,11 @@ class DecoderSpec(Spec):
         if early is not None and early >= self.deadline_ps:
             raise problem(
                 "E205",
-                "fallback.primary_deadline is not below deadline",
-                allowed="primary_deadline < deadline",
+                "primary_deadline is not below the deadline",
+                got=format_time(early),
+                allowed=f"< {format_time(self.deadline_ps)}",
                 fix="lower primary_deadline",
+                at="fallback.primary_deadline",
             )
         return self
 

@@ -93,7 +93,7 @@ def read_document(text: str, name: str) -> Document:
     document = Document(name)
     try:
         _scan_events(text, document)
-        if any(found.code == "E103" and not found.dotted for found in document.problems):
+        if document.problems:
             return document
         root = YAML(typ="safe", pure=True).compose(text)
     except (YAMLError, RecursionError) as err:
@@ -163,6 +163,7 @@ def _scan_events(text: str, document: Document) -> None:
                         fix="remove the directive",
                     )
                 )
+                return
         tag = getattr(event, "tag", None)
         if isinstance(event, NodeEvent) and tag is not None:
             document.tags[line, col] = str(tag).replace(_CORE, "!!")
@@ -250,6 +251,18 @@ class _Walker:
                 )
                 continue
             lines[key], _ = self.document.keys[here] = _place(key_node)
+            glued = re.fullmatch(r"([A-Za-z_]+):(\S+)", str(key))
+            if glued and value_node.tag == f"{_CORE}null":
+                self.refuse(
+                    "E104",
+                    key_node,
+                    (*path, glued[1]),
+                    "value empty",
+                    got=str(key),
+                    allowed="key: value",
+                    fix=f"write a space after the colon: {glued[1]}: {glued[2]}",
+                )
+                continue
             out[key] = self.value(value_node, here)
         return out
 
@@ -299,7 +312,6 @@ class _Walker:
         if node.style is not None:
             return raw
         if node.tag == f"{_CORE}null":
-            colon = re.fullmatch(r"(\w+):(\S+)", path[-1] if path else "")
             self.refuse(
                 "E104",
                 self.document.keys.get(path, node),
@@ -307,9 +319,7 @@ class _Walker:
                 "value empty",
                 got=raw or "nothing",
                 allowed="a value",
-                fix=f"write a space after the colon: {colon[1]}: {colon[2]}"
-                if colon
-                else "write a value or remove the key",
+                fix="write a value or remove the key",
             )
             return None
         value = self.plain(node)

@@ -7,7 +7,9 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from hil.scenario.keys import allowed_keys, description_of, homes_of
+from hil.scenario.expect import STAT_PATTERN
+from hil.scenario.fields import ID_PATTERN
+from hil.scenario.keys import allowed_keys, allowed_values, description_of, homes_of
 from hil.scenario.problems import Problem, did_you_mean
 from hil.scenario.text import Document, Path
 from hil.scenario.unsupported import homes_of_not_built
@@ -22,6 +24,10 @@ _WRONG_TYPE: Final[Mapping[str, str]] = {
     "model_attributes_type": "a mapping",
     "tuple_type": "a list",
     "is_instance_of": "a frequency",
+}
+_FORMS: Final = {
+    ID_PATTERN: "a letter, then letters, digits, '-' and '_'",
+    STAT_PATTERN: "p1 to p99.9999999, for example p50 or p99.9",
 }
 _RANGE: Final[Mapping[str, tuple[str, str]]] = {
     "greater_than": (">", "gt"),
@@ -76,7 +82,7 @@ def _one(entry: Any, document: Document, data: object) -> Problem:  # noqa: ANN4
             context["code"],
             path,
             context["what"],
-            got=context["got"],
+            got=context["got"] or document.raw.get(path, ""),
             allowed=context["allowed"],
             fix=context["fix"],
             key=context["code"] in {"E201", "E202"},
@@ -84,7 +90,7 @@ def _one(entry: Any, document: Document, data: object) -> Problem:  # noqa: ANN4
     if kind in {"literal_error", "union_tag_invalid"}:
         return _not_in_list(document, path, value, context)
     if kind == "union_tag_not_found":
-        return _missing(document, (*path, _discriminator(path)), data)
+        return _missing_choice(document, (*path, _discriminator(path)))
     if kind in _RANGE or kind in {"too_short", "string_too_short", "string_pattern_mismatch"}:
         return _out_of_range(document, path, entry)
     got = document.shown(path, value)
@@ -103,7 +109,8 @@ def _out_of_range(document: Document, path: Path, entry: Any) -> Problem:  # noq
         what, allowed, fix = "out of range", f"{sign} {context[name]}", "write a value in range"
     elif kind == "string_pattern_mismatch":
         key = entry["loc"][-1] == "[key]"
-        got, allowed = str(entry["input"]), context["pattern"]
+        got, pattern = str(entry["input"]), context["pattern"]
+        allowed = _FORMS.get(pattern, pattern)
         what, fix = ("not a valid id", "rename it") if key else ("wrong form", "write this form")
     else:
         what, allowed, fix = "empty", "at least one", "write one"
@@ -128,6 +135,19 @@ def _missing(document: Document, path: Path, data: object) -> Problem:
     )
 
 
+def _missing_choice(document: Document, path: Path) -> Problem:
+    """A fault without ``kind`` or a distribution without ``dist``."""
+    kinds = allowed_values(path) or ["normal", "lognormal", "cycles", "empirical"]
+    return document.problem(
+        "E202",
+        path,
+        f"missing key '{path[-1]}'",
+        allowed=", ".join(kinds),
+        fix=f"write {path[-1]}: {kinds[0]}",
+        key=True,
+    )
+
+
 def unknown_key(document: Document, path: Path, data: object) -> Problem:
     """A key that does not exist here: what exists, what was meant, where it belongs."""
     key = path[-1]
@@ -136,7 +156,8 @@ def unknown_key(document: Document, path: Path, data: object) -> Problem:
     if not fix:
         homes = homes_of(key) + homes_of_not_built(key)
         if 0 < len(homes) <= 3:
-            fix = f"'{key}' belongs to {' or '.join(homes)}"
+            places = [home if "." in home else "the top level" for home in homes]
+            fix = f"'{key}' belongs to {' or '.join(places)}"
     return document.problem(
         "E201",
         path,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hil.trace import layout
 from hil.trace.column import Block, ByteWidths
+from hil.trace.objects import attach_scale, write_attributes
 from hil.trace.schema import STREAMS, check_record
 from hil.trace.streams import SUMMARY, SUMMARY_SCALES
 
@@ -81,8 +82,8 @@ def write_summary(target: h5py.File, summary: Mapping[str, HopSummary], *, measu
         for name, column in SUMMARY.columns.items():
             values = getattr(table, name)
             dataset = group.create_dataset(name, data=values.astype(column.numpy_dtype))
-            dataset.attrs.update(layout.attributes(column, measured=measured))
-            dataset.dims[0].attach_scale(group[SUMMARY_SCALES[name]])
+            write_attributes(dataset, layout.attributes(column, measured=measured))
+            attach_scale(dataset, 0, group[SUMMARY_SCALES[name]])
 
 
 def read_summary(group: h5py.Group) -> HopSummary:

@@ -15,9 +15,9 @@ import h5py
 import numpy as np
 
 from hil.errors import TraceError
-from hil.trace.attributes import write_attributes
 from hil.trace.codec import encoding_of
 from hil.trace.column import ByteWidths, Column, Stream
+from hil.trace.objects import attach_scale, create_column, write_attributes
 from hil.trace.schema import LIVE_STREAMS, row_bytes
 
 ROW: Final = "row"
@@ -89,23 +89,22 @@ def create_stream(
         tail = () if column.width is None else (widths.of(column.width),)
         dataset = _dataset(group, column, chunk, tail)
         _describe(dataset, column, measured=measured)
-        dataset.dims[0].attach_scale(row)
+        attach_scale(dataset, 0, row)
         if tail:
-            dataset.dims[1].attach_scale(_byte_scale(group, column.name, tail[0]))
+            attach_scale(dataset, 1, _byte_scale(group, column.name, tail[0]))
         out[column.name] = dataset
     return out
 
 
 def _dataset(group: h5py.Group, column: Column, chunk: int, tail: tuple[int, ...]) -> h5py.Dataset:
-    return group.create_dataset(
+    return create_column(
+        group,
         column.name,
-        shape=(0, *tail),
-        maxshape=(None, *tail),
-        chunks=(chunk, *tail),
-        dtype=stored_dtype(column),
+        stored_dtype(column),
+        rows=0,
+        tail=tail,
+        chunk=chunk,
         shuffle=encoding_of(column).shuffle,
-        compression="gzip",
-        compression_opts=1,
     )
 
 
@@ -163,8 +162,8 @@ def create_ledger(file: h5py.File, columns: Sequence[str]) -> tuple[h5py.Dataset
     names = file.create_dataset("commit_column", data=np.arange(width, dtype="<u4"))
     names.make_scale("commit_column")
     write_attributes(names, {"units": "1", "long_name": "column of the ledger"})
-    ledger.dims[0].attach_scale(scale)
-    ledger.dims[1].attach_scale(names)
+    attach_scale(ledger, 0, scale)
+    attach_scale(ledger, 1, names)
     return ledger, scale
 
 

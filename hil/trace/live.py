@@ -128,6 +128,17 @@ class LiveFile:
         self.streams = layout.selected(None if streams is None else list(streams))
         self.commit_shots = layout.commit_shots(record_level, n_rounds, self.widths)
         self._file = h5py.File(path, "w", libver=layout.LIBVER)
+        try:
+            self._fill(meta, record_level=record_level, n_rounds=n_rounds, measured=measured)
+        except BaseException:
+            self._file.close()
+            path.unlink()
+            raise
+        self.take({"epochs": meta.first_epoch()})
+        self.commit(overflow=0)
+
+    def _fill(self, meta: TraceMeta, *, record_level: str, n_rounds: int, measured: bool) -> None:
+        """Make everything that the file will ever hold, then let readers in."""
         write_meta(
             self._file, meta, record_level=record_level, n_rounds=n_rounds, measured=measured
         )
@@ -144,13 +155,11 @@ class LiveFile:
         self._columns = layout.ledger_columns(self.streams)
         self._ledger, self._ledger_scale = layout.create_ledger(self._file, self._columns)
         self._file.swmr_mode = True
-        self._lock = hold(path)
+        self._lock = hold(self.path)
         self._taken = dict.fromkeys(self.streams, 0)
         self._pending: list[Record] = []
         self._commits = 0
         self.last_commit_ns = time.monotonic_ns()
-        self.take({"epochs": meta.first_epoch()})
-        self.commit(overflow=0)
 
     @property
     def pending(self) -> bool:

@@ -259,7 +259,7 @@ class Trace:
 
     def to_pandas(self, stream: str) -> pd.DataFrame:
         """The stream as a frame; enums are categories, packed bits are bytes objects."""
-        import pandas as pd  # type: ignore[import-untyped]
+        import pandas as pd
 
         out: dict[str, Any] = {}
         for name, values in self.stream(stream).items():
@@ -320,7 +320,7 @@ class Trace:
     # Inside.
 
     def _group(self, stream: str) -> h5py.Group:
-        if stream not in self.streams:
+        if stream not in self.streams or stream not in self._file:
             raise TraceError(
                 "no such stream", where=str(self.path), got=stream, allowed=", ".join(self.streams)
             )

@@ -19,7 +19,6 @@ import numpy as np
 
 from hil.errors import TraceError, UsageError
 from hil.trace import layout
-from hil.trace.attributes import copy_attributes
 from hil.trace.codec import Encoding, decode, encode
 from hil.trace.column import Array
 from hil.trace.content import (
@@ -32,6 +31,7 @@ from hil.trace.content import (
 from hil.trace.extras import HopSummary, TraceExtras, write_expect, write_summary
 from hil.trace.ledger import Ledger, is_held, open_live, read_ledger
 from hil.trace.meta import write_epoch
+from hil.trace.objects import attach_scale, copy_attributes, create_column
 from hil.trace.schema import RECOVERED
 
 __all__ = ["HopSummary", "TraceExtras", "final_path", "part_path", "recover", "rewrite"]
@@ -165,13 +165,13 @@ def _copy_stream(
             )
         hashed = identity if not old.attrs.get("volatile", 0) else None
         column = _copy_column(old, new, rows, hashed)
-        column.dims[0].attach_scale(row)
+        attach_scale(column, 0, row)
         if old.ndim > 1:
             axis = f"{name}_byte"
             scale = new.create_dataset(axis, data=members[axis][:])
             scale.make_scale(axis)
             copy_attributes(members[axis], scale)
-            column.dims[1].attach_scale(scale)
+            attach_scale(column, 1, scale)
 
 
 def _copy_column(
@@ -180,15 +180,8 @@ def _copy_column(
     size = max(1, min(old.chunks[0], rows))
     tail = old.shape[1:]
     name = str(old.name).rpartition("/")[2]
-    new = group.create_dataset(
-        name,
-        shape=(rows, *tail),
-        maxshape=(None, *tail),
-        chunks=(size, *tail),
-        dtype=old.dtype,
-        shuffle=old.shuffle,
-        compression="gzip",
-        compression_opts=1,
+    new = create_column(
+        group, name, old.dtype, rows=rows, tail=tail, chunk=size, shuffle=bool(old.shuffle)
     )
     copy_attributes(old, new)
     if identity is not None:

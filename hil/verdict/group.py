@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_decoder.protocol import Reason
-from hil.errors import RigError
+from hil.errors import RigError, UsageError
 from hil.timebase import MISSING_PS
 from hil.trace.schema import Dq, Status
 from hil.verdict.accumulate import BatchTable
@@ -38,6 +38,14 @@ HOPS: Final = {
 END_TO_END: Final = "end_to_end"
 LATENCIES: Final = (*HOPS, END_TO_END)
 RATES: Final = ("miss", "fallback", "unanswered", "failed")
+GROUPS: Final = ("clean", "warmup", "disturbed")
+SCOPES: Final = {
+    "clean": ("clean",),
+    "all": GROUPS,
+    "warmup": ("warmup",),
+    "disturbed": ("disturbed",),
+}
+"""Scope of a figure -> the groups it covers."""
 PATHS: Final = ("primary", "fallback", "unanswered")
 
 _UNANSWERED: Final = np.zeros(256, np.bool_)
@@ -47,6 +55,13 @@ _UNANSWERED[[int(s) for s in (Status.TIMEOUT, Status.DROPPED, Status.VOID)]] = T
 def watch_name(metric: str, limit: int) -> str:
     """Name of the column that marks samples of ``metric`` above ``limit`` ps."""
     return f"{metric.removeprefix('latency.')} > {limit}"
+
+
+def groups_of(scope: str) -> tuple[str, ...]:
+    """Groups that a scope consists of."""
+    if scope not in SCOPES:
+        raise UsageError("no such scope", got=scope, allowed=", ".join(SCOPES))
+    return SCOPES[scope]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +75,7 @@ class Batch:
         answered: an answer was applied and its latency is known.
         columns: rate or watch name -> bool.
         truth: the true observables are known.
-        reason, status: codes of the trace, uint8.
+        reason: codes of `gpu_decoder.protocol.Reason`, uint8.
     """
 
     position: I64
@@ -70,7 +85,6 @@ class Batch:
     columns: dict[str, Bools]
     truth: Bools
     reason: NDArray[np.uint8]
-    status: NDArray[np.uint8]
 
     def take(self, chosen: Bools) -> Batch:
         """The rows where ``chosen`` is true."""
@@ -82,7 +96,6 @@ class Batch:
             {name: values[chosen] for name, values in self.columns.items()},
             self.truth[chosen],
             self.reason[chosen],
-            self.status[chosen],
         )
 
 
@@ -125,7 +138,7 @@ def derive(
                 else np.zeros(position.shape, np.bool_)
             )
             columns[watch_name(metric, limit)] = above | unanswered if name == END_TO_END else above
-    return Batch(position, latency, hops, answered, columns, truth, reason, status)
+    return Batch(position, latency, hops, answered, columns, truth, reason)
 
 
 def _hops(windows: Mapping[str, I64]) -> dict[str, I64]:
@@ -160,7 +173,6 @@ class Group:
         "reasons",
         "shots",
         "shots_by_path",
-        "statuses",
         "sums",
         "table",
         "unstamped",
@@ -175,7 +187,6 @@ class Group:
         self.shots_by_path = dict.fromkeys(PATHS, 0)
         self.failed_by_path = dict.fromkeys(PATHS, 0)
         self.reasons = {path: np.zeros(len(Reason), np.int64) for path in PATHS[1:]}
-        self.statuses = np.zeros(len(Status), np.int64)
         self.histograms = {name: Histogram() for name in LATENCIES}
         self.table = BatchTable(("rows", "answered", "answered_position", "latency", *columns))
 
@@ -193,7 +204,6 @@ class Group:
             if events:
                 tabled[name] = column
         self._by_path(batch)
-        self.statuses += np.bincount(batch.status, minlength=len(Status))
         for name, duration in (*batch.hops.items(), (END_TO_END, batch.latency)):
             self.histograms[name].update(_present(duration))
         latency, where = batch.latency, batch.position

@@ -198,17 +198,19 @@ class Histogram:
     def to_arrays(self) -> dict[str, NDArray[np.int64] | NDArray[np.uint64]]:
         """Non-empty buckets as columns, ascending.
 
-        ``edges_ps`` i8: the bucket's smallest value; ``counts`` u8; ``extent_ps`` i8 [2]: exact
-        minimum and maximum.
+        ``edges_ps`` i8: the bucket's smallest value; ``last_ps`` i8: its largest; ``counts`` u8;
+        ``extent_ps`` i8 [2]: exact minimum and maximum.
         """
         self._flush()
         filled_neg = np.flatnonzero(self._negative)[::-1]
         filled_pos = np.flatnonzero(self._positive)
-        edges = [-bucket_edges(int(i))[1] for i in filled_neg]
-        edges += [bucket_edges(int(i))[0] for i in filled_pos]
+        pairs = [bucket_edges(int(i)) for i in filled_neg]
+        edges = [(-high, -low) for low, high in pairs]
+        edges += [bucket_edges(int(i)) for i in filled_pos]
         counts = np.concatenate([self._negative[filled_neg], self._positive[filled_pos]])
         return {
-            "edges_ps": np.array(edges, np.int64),
+            "edges_ps": np.array([low for low, _ in edges], np.int64),
+            "last_ps": np.array([high for _, high in edges], np.int64),
             "counts": counts.astype(np.uint64),
             "extent_ps": np.array([self._minimum, self._maximum], np.int64),
         }

@@ -173,10 +173,10 @@ def _judge_count(name: str, spec: Expectation, measured: Measured) -> Judgement:
     if events != target:
         verdict, reason = Verdict.FAIL, f"{events} counted, {target} expected"
     else:
-        verdict, reason = Verdict.PASS, f"{events} counted in {measured.n} shots"
+        verdict, reason = Verdict.PASS, f"{events} counted in {measured.n:,} shots"
         if events == 0 and measured.n:
             bound = stats.clopper_pearson(0, measured.n, COUNT_CONFIDENCE).upper
-            reason = f"none in {measured.n} shots: rate below {bound:.2g} at 95 %"
+            reason = f"none in {measured.n:,} shots: rate below {bound:.2g} at 95 %"
     return _filled(name, spec, measured, verdict, reason)
 
 
@@ -210,48 +210,63 @@ def _judge_side(
     met = near is not None and sign * near <= sign * limit
     broken = far is not None and sign * far > sign * limit
     note = ""
-    if above and spec.kind == "latency":
-        met, broken, note = _allow_for_clusters(spec, measured, metrics, met=met, broken=broken)
+    if above and spec.kind == "latency" and (met or broken):
+        agrees, note = _clusters_agree(spec, measured, metrics, met=met)
+        if not agrees:
+            would = Verdict.PASS if met else Verdict.FAIL
+            why = f"{would} if shots were independent, but{note}: too few to prove it"
+            return _Side(
+                Verdict.INCONCLUSIVE, why, _more(spec, measured, metrics, limit, above=above)
+            )
     if met:
         return _Side(Verdict.PASS, f"{'upper' if above else 'lower'} bound within {word}{note}")
     if broken:
         side = "lower" if above else "upper"
         return _Side(Verdict.FAIL, f"{side} bound beyond {word}{note}")
+    why = _why_open(spec, measured, word)
+    return _Side(Verdict.INCONCLUSIVE, why, _more(spec, measured, metrics, limit, above=above))
+
+
+def _more(
+    spec: Expectation, measured: Measured, metrics: Metrics, limit: float, *, above: bool
+) -> int | None:
     total = needed.total_shots(spec, measured, metrics, limit, above=above)
-    more = None if total is None else max(1, total - measured.n)
-    return _Side(Verdict.INCONCLUSIVE, _why_open(spec, measured, word, note), more)
+    return None if total is None else max(1, total - measured.n)
 
 
-def _allow_for_clusters(
-    spec: Expectation, measured: Measured, metrics: Metrics, *, met: bool, broken: bool
-) -> tuple[bool, bool, str]:
-    """Late shots that come together carry less evidence than their number says.
+def _clusters_agree(
+    spec: Expectation, measured: Measured, metrics: Metrics, *, met: bool
+) -> tuple[bool, str]:
+    """Whether late shots, counted as episodes, lead to the same outcome; and words on it.
 
     Order statistics assume independent samples (coverage 55 % instead of 95 % in bursts). If the
     exceedances of the limit are clustered, their episode and batch bounds must agree as well.
     """
-    if spec.max is None or not (met or broken):
-        return met, broken, ""
-    rate = metrics.exceedance(spec.metric, int(spec.max), measured.confidence, measured.scope)
-    if rate.clusters is None:
-        return met, broken, "; samples taken as independent"
-    if not rate.clusters.dependent:
-        return met, broken, ""
+    limit = int(spec.max or 0)
+    rate = metrics.exceedance(spec.metric, limit, measured.confidence, measured.scope)
+    clusters = rate.clusters
+    if clusters is None:
+        return True, "; samples taken as independent"
+    if not clusters.dependent:
+        return True, ""
     share = float(1 - spec.quantile)
-    note = f"; late shots come in {rate.clusters.episodes} episodes"
-    still_met = met and rate.upper is not None and rate.upper <= share
-    still_broken = broken and rate.lower is not None and rate.lower > share
-    return still_met, still_broken, note
+    note = f" {clusters.events} late shots come in {clusters.episodes} episodes"
+    bound = rate.upper if met else rate.lower
+    agrees = bound is not None and (bound <= share if met else bound > share)
+    return agrees, f";{note}" if agrees else note
 
 
-def _why_open(spec: Expectation, measured: Measured, word: str, note: str) -> str:
+def _why_open(spec: Expectation, measured: Measured, word: str) -> str:
     if spec.kind == "latency":
         least = stats.minimum_samples(float(spec.quantile), measured.confidence)
         if measured.n < least and word == "max":
             percent = 100 * measured.confidence
-            return f"{measured.n} samples, {spec.stat} at {percent:g} % needs {least}"
+            return f"{measured.n:,} samples, {spec.stat} at {percent:g} % needs {least:,}"
     if not measured.bounded:
-        return f"{measured.n} samples give no bound"
+        return f"{measured.n:,} samples give no bound"
+    clusters, note = measured.clusters, ""
+    if clusters is not None and clusters.dependent:
+        note = f"; {clusters.events} events come in {clusters.episodes} episodes"
     return f"{word} lies between the bounds{note}"
 
 

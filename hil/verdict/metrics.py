@@ -15,36 +15,28 @@ from numpy.typing import NDArray
 
 from hil.errors import RigError, UsageError
 from hil.trace.schema import Dq
-from hil.verdict import stats
+from hil.verdict import figures
 from hil.verdict.accumulate import Episodes
-from hil.verdict.group import LATENCIES, RATES, Group, derive, watch_name
+from hil.verdict.figures import COUNT_METRICS, RATE_METRICS
+from hil.verdict.group import (
+    GROUPS,
+    LATENCIES,
+    RATES,
+    SCOPES,
+    Group,
+    derive,
+    groups_of,
+    watch_name,
+)
 from hil.verdict.histogram import Histogram
-from hil.verdict.measured import Clusters, Measured, NotMeasuredError
+from hil.verdict.measured import Measured
 
 I64 = NDArray[np.int64]
 
-COUNT_METRICS: Final = (
-    "packets.lost",
-    "packets.duplicate",
-    "packets.reordered",
-    "packets.lost_undetected",
-    "decoder.backend_mismatch",
-    "rounds.out_of_order_commits",
-    "shots.mixed_epoch",
-    "answers.missing",
-)
-RATE_METRICS: Final = {
-    "deadline.miss_rate": "miss",
-    "decoder.fallback_rate": "fallback",
-    "decoder.unanswered_rate": "unanswered",
-    "ler.per_shot": "failed",
-}
-GROUPS: Final = ("clean", "warmup", "disturbed")
-SCOPES: Final = {"clean": ("clean",), "all": GROUPS, "warmup": ("warmup",), "disturbed": ("disturbed",)}
+__all__ = ["COUNT_METRICS", "EPISODE_GAP_SHOTS", "GROUPS", "RATE_METRICS", "SCOPES", "Metrics"]
+
 EPISODE_GAP_SHOTS: Final = 50
 """Default largest distance inside an episode; should exceed the gaps of one recovery."""
-DEPENDENCE_LEVEL: Final = 0.05
-"""Independence is refused below this p-value, shared by the two tests of `Episodes.p_value`."""
 
 
 class Metrics:
@@ -93,14 +85,16 @@ class Metrics:
         for metric in self.watch:
             if metric.removeprefix("latency.") not in LATENCIES:
                 raise UsageError("no such latency", got=metric, allowed=", ".join(LATENCIES))
-        self.groups = {name: Group(self._columns()) for name in GROUPS}
+        self.groups = {name: Group(self.columns) for name in GROUPS}
         self.episodes = {
-            scope: {name: Episodes(episode_gap_shots) for name in self._columns()}
+            scope: {name: Episodes(episode_gap_shots) for name in self.columns}
             for scope in ("clean", "all")
         }
         self._next_shot = 0
 
-    def _columns(self) -> tuple[str, ...]:
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of all events that are tracked: rates and watched limits."""
         watched = (watch_name(m, x) for m, limits in self.watch.items() for x in limits)
         return (*RATES, *watched)
 
@@ -142,7 +136,7 @@ class Metrics:
         for name, chosen in parts.items():
             self.groups[name].update(batch if chosen is None else batch.take(chosen))
         clean = parts.get("clean", _NOTHING)
-        for name in self._columns():
+        for name in self.columns:
             event = batch.columns[name]
             if not event.any():
                 continue
@@ -183,11 +177,11 @@ class Metrics:
 
     def shots(self, scope: str = "all") -> int:
         """Number of shots in a scope."""
-        return sum(self.groups[name].shots for name in _scope(scope))
+        return sum(self.groups[name].shots for name in groups_of(scope))
 
     def histogram(self, latency: str, scope: str = "clean") -> Histogram:
         """Histogram of a hop or of ``end_to_end`` (answered shots only)."""
-        names = _scope(scope)
+        names = groups_of(scope)
         if len(names) == 1:
             return self.groups[names[0]].histograms[latency]
         merged = Histogram()
@@ -204,18 +198,7 @@ class Metrics:
             NotMeasuredError: there is no data for it.
             UsageError: no such metric or stat.
         """
-        if metric.startswith("latency."):
-            return self._quantile(metric, stat, confidence, scope)
-        if metric in RATE_METRICS:
-            return self._rate(metric, RATE_METRICS[metric], confidence, scope)
-        if metric == "ler.per_round":
-            return self._per_round(confidence, scope)
-        if metric == "backlog.slope":
-            return self._slope(confidence, scope)
-        if metric in self.counts or metric in COUNT_METRICS:
-            return self._count(metric)
-        known = [*(f"latency.{name}" for name in LATENCIES), *RATE_METRICS, "backlog.slope"]
-        raise UsageError("no such metric", got=metric, allowed=", ".join((*known, *COUNT_METRICS)))
+        return figures.measure(self, metric, stat, confidence, scope)
 
     def exceedance(self, metric: str, limit: int, confidence: float, scope: str) -> Measured:
         """Rate of samples above ``limit`` ps: the latency expectation seen as a rate.
@@ -223,207 +206,10 @@ class Metrics:
         Shots without an answer exceed any limit. Clusters are known if ``limit`` is watched. Where
         the histogram cannot tell on which side a sample lies, it is taken as above.
         """
-        name = watch_name(metric, limit)
-        histogram, n = self._latency(metric, scope)
-        if name in self._columns() and scope in self.episodes:
-            return self._bounded_rate(metric, name, n, confidence, scope)
-        events = histogram.count_above(limit)[1] + n - histogram.count
-        bounds = stats.clopper_pearson(events, n, confidence)
-        return Measured(
-            *(metric, "", scope, events / n, bounds.lower, bounds.upper, "1", n, confidence),
-            events=events,
-            method="Clopper-Pearson (shots taken as independent)",
-            label=self.time_label,
-        )
-
-    def _latency(self, metric: str, scope: str) -> tuple[Histogram, int]:
-        """Histogram and number of samples; unanswered shots count as end-to-end samples."""
-        latency = metric.removeprefix("latency.")
-        if latency not in LATENCIES:
-            raise UsageError("no such latency", got=metric, allowed=", ".join(LATENCIES))
-        histogram = self.histogram(latency, scope)
-        groups = [self.groups[name] for name in _scope(scope)]
-        n = histogram.count
-        if latency == "end_to_end":
-            n += sum(group.sums["unanswered"] for group in groups)
-            absent = sum(group.unstamped for group in groups)
-            if absent:
-                raise NotMeasuredError(f"{absent} answered shots have no latency", where=metric)
-        if n == 0:
-            raise NotMeasuredError("no sample", where=f"{metric}, scope {scope}")
-        if histogram.count and histogram.minimum < 0:
-            raise NotMeasuredError(
-                "a stamp runs backwards",
-                where=metric,
-                got=f"{histogram.minimum} ps",
-                allowed=">= 0",
-            )
-        return histogram, n
-
-    def _quantile(self, metric: str, stat: str, confidence: float, scope: str) -> Measured:
-        q = parse_stat(stat)
-        histogram, n = self._latency(metric, scope)
-
-        def at(rank: int | None, edge: int) -> float | None:
-            if rank is None:
-                return None
-            return histogram.order_statistic(rank)[edge] if rank <= histogram.count else np.inf
-
-        value = at(stats.quantile_rank(n, q), 1)
-        return Measured(
-            metric,
-            stat,
-            scope,
-            np.inf if value is None else value,
-            at(stats.lower_rank(n, q, confidence), 0),
-            at(stats.upper_rank(n, q, confidence), 1),
-            "ps",
-            n,
-            confidence,
-            method="order statistics",
-            label=self.time_label,
-        )
-
-    def _rate(self, metric: str, name: str, confidence: float, scope: str) -> Measured:
-        groups = [self.groups[g] for g in _scope(scope)]
-        n = sum(g.with_truth if name == "failed" else g.shots for g in groups)
-        if n == 0:
-            raise NotMeasuredError("no shot to judge", where=f"{metric}, scope {scope}")
-        if name == "miss" and any(g.unstamped for g in groups):
-            raise NotMeasuredError("answered shots have no slack", where=metric)
-        return self._bounded_rate(metric, name, n, confidence, scope)
-
-    def _bounded_rate(
-        self, metric: str, name: str, n: int, confidence: float, scope: str
-    ) -> Measured:
-        events = sum(self.groups[g].sums[name] for g in _scope(scope))
-        bounds = stats.clopper_pearson(events, n, confidence)
-        lower, upper, method = bounds.lower, bounds.upper, "Clopper-Pearson"
-        clusters = self._clusters(name, n, scope)
-        if clusters is not None and clusters.dependent:
-            episode = stats.episode_rate_upper(
-                clusters.episodes, clusters.mean_length, n, confidence
-            )
-            batch = stats.mean_lower_bound(self._batch_rates(name, scope), confidence)
-            upper, lower = max(upper, episode), max(0.0, min(lower, batch))
-            method = (
-                f"episodes (K = {clusters.episodes}, L = {clusters.mean_length:.4g}), dependent"
-            )
-        label = self.time_label if name != "failed" else "decoded shots against truth"
-        return Measured(
-            *(metric, "", scope, events / n, lower, upper, "1", n, confidence),
-            events=events,
-            method=method,
-            label=label,
-            clusters=clusters,
-        )
-
-    def _clusters(self, name: str, n: int, scope: str) -> Clusters | None:
-        if scope not in self.episodes:
-            return None
-        seen = self.episodes[scope][name]
-        if seen.events == 0:
-            return Clusters(0, 0, 1.0, 0, seen.wide.gap, 1.0, dependent=False)
-        p = seen.p_value(n)
-        runs = seen.scale(n)
-        return Clusters(
-            events=runs.events,
-            episodes=runs.count,
-            mean_length=runs.mean_length,
-            longest=runs.longest,
-            gap=runs.gap,
-            p_value=p,
-            dependent=p < DEPENDENCE_LEVEL / 2,
-        )
-
-    def _batch_rates(self, name: str, scope: str) -> NDArray[np.float64]:
-        sums = self._batches(scope)
-        filled = sums["rows"] > 0
-        rates: NDArray[np.float64] = sums[name][filled] / sums["rows"][filled]
-        return rates
-
-    def _batches(self, scope: str) -> dict[str, I64]:
-        first, *others = (self.groups[name].table for name in _scope(scope))
-        table = first.copy()
-        for other in others:
-            table.merge(other)
-        return table.batches()
-
-    def _per_round(self, confidence: float, scope: str) -> Measured:
-        shot = self._rate("ler.per_shot", "failed", confidence, scope)
-        rounds = self.n_rounds
-        if rounds is None:
-            raise NotMeasuredError("number of rounds unknown", where="ler.per_round")
-        value, lower, upper = (
-            stats.failure_rate_per_round(p, rounds)
-            for p in (shot.value, shot.lower or 0.0, 1.0 if shot.upper is None else shot.upper)
-        )
-        return Measured(
-            *("ler.per_round", "", scope, value, lower, upper, "1", shot.n, confidence),
-            events=shot.events,
-            method=f"{shot.method}, e = (1 - (1 - 2p)^(1/{rounds})) / 2",
-            label=shot.label,
-            clusters=shot.clusters,
-        )
-
-    def _slope(self, confidence: float, scope: str) -> Measured:
-        _, n = self._latency("latency.end_to_end", scope)
-        sums = self._batches(scope)
-        filled = sums["answered"] > 0
-        answered = sums["answered"][filled].astype(np.float64)
-        if not filled.any():
-            raise NotMeasuredError("no shot was answered", where="backlog.slope")
-        line = stats.line_through_batches(
-            sums["answered_position"][filled] / answered,
-            sums["latency"][filled] / answered,
-            confidence,
-        )
-        enough = line is not None and n >= stats.SLOPE_BATCHES
-        return Measured(
-            *("backlog.slope", "", scope, line.value if line else 0.0),
-            line.lower if line and enough else None,
-            line.upper if line and enough else None,
-            *("ps/shot", n, confidence),
-            method=f"line through {int(filled.sum())} batch means, two-sided t interval",
-            label=self.time_label,
-        )
-
-    def _count(self, metric: str) -> Measured:
-        if metric not in self.counts:
-            raise NotMeasuredError("nothing counted this", where=metric)
-        events = self.counts[metric]
-        n = self.shots("all")
-        return Measured(
-            *(metric, "", "all", events, events, events, "count", n, 1.0),
-            events=events,
-            method="exact",
-            label="every event counted",
-        )
+        return figures.exceedance(self, metric, limit, confidence, scope)
 
 
 _NOTHING: Final = np.zeros(0, np.bool_)
-
-
-def parse_stat(stat: str) -> float:
-    """``p99.9`` -> 0.999.
-
-    Raises:
-        UsageError: not a percentile strictly between 0 and 100.
-    """
-    try:
-        digits = stat.removeprefix("p") if stat.startswith("p") else ""
-        q = round(float(digits) * 10**7) / 10**9
-    except ValueError:
-        q = 0.0
-    if not 0.0 < q < 1.0:
-        raise UsageError("no such stat", got=stat or "(none)", allowed="p50, p99, p99.9, ...")
-    return q
-
-
-def _scope(scope: str) -> tuple[str, ...]:
-    if scope not in SCOPES:
-        raise UsageError("no such scope", got=scope, allowed=", ".join(SCOPES))
-    return SCOPES[scope]
 
 
 def _split(marks: NDArray[np.uint32]) -> dict[str, NDArray[np.bool_] | None]:

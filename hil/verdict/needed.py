@@ -33,18 +33,20 @@ def total_shots(
     if spec.kind == "latency":
         rate = metrics.exceedance(spec.metric, int(limit), measured.confidence, measured.scope)
         share = float(1 - spec.quantile)
-        return _rate(rate, share, quantile=float(spec.quantile) if above else None)
+        least = stats.minimum_samples(float(spec.quantile), measured.confidence) if above else 1
+        total = _rate(rate, share)
+        if total is None:
+            return least if least > measured.n else None
+        return max(total, least)
     return _rate(measured, limit)
 
 
-def _rate(measured: Measured, limit: float, *, quantile: float | None = None) -> int | None:
+def _rate(measured: Measured, limit: float) -> int | None:
     events, n, confidence = measured.events or 0, measured.n, measured.confidence
     clusters = measured.clusters
     if clusters is not None and clusters.dependent:
         return _episodes(measured, limit)
     below = stats.shots_to_show_rate_below(events, n, limit, confidence)
-    if below is not None and quantile is not None:
-        below = max(below, stats.minimum_samples(quantile, confidence))
     return below or stats.shots_to_show_rate_above(events, n, limit, confidence)
 
 

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from hil.errors import WireError
+from hil.wire.ethernet import Ethernet, Ipv4, Udp, ipv4_checksum
 from hil.wire.icrc import BTH_BYTES, ICRC_BYTES, U1, IcrcPath, icrc_of_headers
 
 ROCE_PORT: Final = 4791
@@ -63,55 +64,6 @@ WITH_IMM: Final = frozenset(op for op, low in _LOW.items() if low in {0x09, 0x0B
 WITH_AETH: Final = frozenset({int(Opcode.RC_ACKNOWLEDGE)})
 
 
-class Ethernet(NamedTuple):
-    """Ethernet II header without VLAN tag."""
-
-    dst: bytes
-    src: bytes
-    ethertype: int = 0x0800
-
-    def pack(self) -> bytes:
-        """The 14 bytes on the wire."""
-        return self.dst + self.src + struct.pack("!H", self.ethertype)
-
-
-class Ipv4(NamedTuple):
-    """IPv4 header without options; ``checksum`` is kept as found and made afresh by ``pack``."""
-
-    total_length: int
-    src: str
-    dst: str
-    tos: int = 0
-    ident: int = 0
-    flags_fragment: int = 0x4000
-    ttl: int = 64
-    protocol: int = 17
-    checksum: int = 0
-
-    def pack(self) -> bytes:
-        """The 20 bytes on the wire with a right header checksum."""
-        head = struct.pack(
-            "!BBHHHBBH",
-            *(0x45, self.tos, self.total_length, self.ident, self.flags_fragment),
-            *(self.ttl, self.protocol, 0),
-        )
-        ends = socket.inet_aton(self.src) + socket.inet_aton(self.dst)
-        return head[:10] + struct.pack("!H", ipv4_checksum(head + ends)) + ends
-
-
-class Udp(NamedTuple):
-    """UDP header; RoCEv2 leaves the checksum 0."""
-
-    src_port: int
-    dst_port: int
-    length: int
-    checksum: int = 0
-
-    def pack(self) -> bytes:
-        """The 8 bytes on the wire."""
-        return struct.pack("!HHHH", *self)
-
-
 class Bth(NamedTuple):
     """Base transport header, 12 bytes. ``congestion`` is the whole byte of FECN, BECN, reserved."""
 
@@ -127,7 +79,13 @@ class Bth(NamedTuple):
     ack_request: bool = False
 
     def pack(self) -> bytes:
-        """The 12 bytes on the wire."""
+        """The 12 bytes on the wire.
+
+        Raises:
+            WireError: a field is wider than its place.
+        """
+        if self.dest_qp >> 24 or self.psn >> 24 or self.pad >> 2 or self.version >> 4:
+            raise WireError("a field of the BTH does not fit its place", got=str(self))
         flags = self.solicited << 7 | self.migreq << 6 | self.pad << 4 | self.version
         return struct.pack(
             "!BBHII",
@@ -179,7 +137,17 @@ class Packet:
     payload: bytes = b""
 
     def pack(self) -> bytes:
-        """BTH .. pad, without ICRC."""
+        """BTH .. pad, without ICRC.
+
+        Raises:
+            WireError: a field does not fit its place.
+        """
+        try:
+            return self._joined()
+        except struct.error as error:
+            raise WireError("a field does not fit its place", got=str(self)) from error
+
+    def _joined(self) -> bytes:
         return b"".join(
             (
                 self.bth.pack(),
@@ -283,14 +251,6 @@ def parse_frame(frame: bytes | memoryview) -> Frame:
     )
 
 
-def ipv4_checksum(header: bytes) -> int:
-    """Internet checksum of an even number of bytes; 0 over a header that holds a right one."""
-    total: int = sum(struct.unpack(f"!{len(header) // 2}H", header))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
-
-
 @dataclass(frozen=True, slots=True)
 class Flow:
     """One direction between two ports: what stands in front of the BTH.
@@ -313,6 +273,10 @@ class Flow:
     path: IcrcPath = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if len(self.src_mac) != 6 or len(self.dst_mac) != 6:
+            raise WireError(
+                "a MAC address has 6 bytes", got=f"{self.src_mac.hex()}, {self.dst_mac.hex()}"
+            )
         path = IcrcPath(self.src, self.dst, self.src_port, self.dst_port)
         object.__setattr__(self, "path", path)
 
@@ -348,7 +312,13 @@ class Target:
 
 
 def slot_imm(psn: int, slot: int) -> int:
-    """Immediate value of the HSB: ``(PSN[19:0] << 12) | slot[11:0]``."""
+    """Immediate value of the HSB: ``(PSN[19:0] << 12) | slot[11:0]``.
+
+    Raises:
+        WireError: the slot does not fit 12 bits.
+    """
+    if not 0 <= slot < MAX_SLOTS:
+        raise WireError("slot is out of range", got=str(slot), allowed=f"0..{MAX_SLOTS - 1}")
     return (psn & 0xFFFFF) << 12 | slot
 
 

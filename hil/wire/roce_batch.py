@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hil.wire.icrc import BTH_BYTES, ICRC_BYTES, U1, IcrcPath
-from hil.wire.roce import IMM_BYTES, PSN_MASK, RETH_BYTES, Bth, Opcode, Target
+from hil.wire.roce import IMM_BYTES, PSN_MASK, RETH_BYTES, Bth, Opcode, Target, slot_imm
 
 
 def write_imm_rows(
@@ -29,8 +29,13 @@ def write_imm_rows(
 
     Returns:
         u1[n, 12 + 16 + 4 + L + pad + 4], BTH .. ICRC.
+
+    Raises:
+        WireError: a slot does not fit 12 bits.
     """
     n, length = payloads.shape
+    for slot in (slots.min(), slots.max()) if n else ():
+        slot_imm(0, int(slot))
     psns = _psns(n, psn_start)
     rows = _rows(payloads, Opcode.UC_WRITE_ONLY_IMM, target.qp, psns, RETH_BYTES + IMM_BYTES)
     vas = (target.base_va + slots * target.stride).astype(">u8")

@@ -168,7 +168,18 @@ def ptp_to_ns(stamp: int) -> int:
 
 
 def build_request(message: Request) -> bytes:
-    """Request as bytes, exactly 24 + arg_len long; pad it with :func:`pad`."""
+    """Request as bytes, exactly 24 + arg_len long; pad it with :func:`pad`.
+
+    Raises:
+        WireError: a field does not fit its place.
+    """
+    try:
+        return _request(message)
+    except struct.error as error:
+        raise WireError("a field does not fit its place", got=repr(message)) from error
+
+
+def _request(message: Request) -> bytes:
     if isinstance(message, EnqueueSyndromes):
         function, fixed = (
             ENQUEUE_SYNDROMES,
@@ -192,7 +203,18 @@ def build_request(message: Request) -> bytes:
 
 
 def build_response(message: Response) -> bytes:
-    """Response as bytes, exactly 24 + result_len long; pad it with :func:`pad`."""
+    """Response as bytes, exactly 24 + result_len long; pad it with :func:`pad`.
+
+    Raises:
+        WireError: a field does not fit its place.
+    """
+    try:
+        return _response(message)
+    except struct.error as error:
+        raise WireError("a field does not fit its place", got=repr(message)) from error
+
+
+def _response(message: Response) -> bytes:
     tail = ENVELOPE_BYTES if message.envelope else 0
     head = struct.pack(
         "<IiIIQ",
@@ -228,50 +250,55 @@ def peek_response(data: bytes | memoryview) -> ResponseHeader:
 def parse_request(data: bytes | memoryview, envelope: EnvelopeKind = "hil") -> Request:
     """Request from a slot; bytes behind the arguments are ignored.
 
-    With the envelope ``hil`` the argument length must be exact and the CRC right; with ``nvidia``
-    excess argument bytes of an enqueue are tolerated, as the reference server does.
+    With the envelope ``hil`` the CRC is checked before anything behind the header is believed, and
+    the argument length must be exact; with ``nvidia`` excess argument bytes of an enqueue are
+    tolerated, as the reference server does.
 
     Raises:
         RpcError: ``cause`` is length, magic, function, arguments or envelope_crc.
     """
     header = peek_request(data)
+    if header.function_id not in _FUNCTIONS:
+        raise RpcError(
+            "unknown function id",
+            cause="function",
+            got=f"0x{header.function_id:08x}",
+            allowed="enqueue_syndromes, get_corrections, reset_decoder",
+        )
     body = _body(data, header.arg_len)
-    tail = ENVELOPE_BYTES if envelope == "hil" else 0
+    found = None
+    if envelope == "hil":
+        found = _open(data, header.arg_len)
+        body = body[:-ENVELOPE_BYTES]
     common = (header.request_id, header.ptp_timestamp)
-    if header.function_id == ENQUEUE_SYNDROMES:
-        need = ENQUEUE_FIXED_BYTES
-        _need(header.arg_len >= need + tail, "enqueue_syndromes", header.arg_len, need + tail)
-        decoder, counter, mapping, n = struct.unpack_from("<qqqq", body)
-        if mapping != 0 or not 0 < n <= MAX_SYNDROMES:
-            raise RpcError(
-                "enqueue_syndromes arguments out of range",
-                cause="arguments",
-                got=f"mapping id {mapping}, {n} syndromes",
-                allowed=f"mapping id 0, 1..{MAX_SYNDROMES} syndromes",
-            )
-        end = need + (n + 7) // 8
-        exact = header.arg_len == end + tail if tail else header.arg_len >= end
-        _need(exact, "enqueue_syndromes", header.arg_len, end + tail)
-        found = _open(data, header.arg_len) if tail else None
-        bits = bytes(body[need:end])
-        return EnqueueSyndromes(*common, decoder, counter, n, bits, found)
     if header.function_id == GET_CORRECTIONS:
-        need = GET_FIXED_BYTES + tail
-        _need(header.arg_len == need, "get_corrections", header.arg_len, need)
-        found = _open(data, header.arg_len) if tail else None
-        decoder, size, reset = struct.unpack_from("<qqB", body)
+        _need(len(body) == GET_FIXED_BYTES, "get_corrections", len(body), GET_FIXED_BYTES)
+        decoder, size, reset = struct.unpack("<qqB", body)
         return GetCorrections(*common, decoder, size, reset, found)
     if header.function_id == RESET_DECODER:
-        need = RESET_FIXED_BYTES + tail
-        _need(header.arg_len == need, "reset_decoder", header.arg_len, need)
-        found = _open(data, header.arg_len) if tail else None
-        return ResetDecoder(*common, struct.unpack_from("<q", body)[0], found)
-    raise RpcError(
-        "unknown function id",
-        cause="function",
-        got=f"0x{header.function_id:08x}",
-        allowed="enqueue_syndromes, get_corrections, reset_decoder",
-    )
+        _need(len(body) == RESET_FIXED_BYTES, "reset_decoder", len(body), RESET_FIXED_BYTES)
+        (decoder,) = struct.unpack("<q", body)
+        return ResetDecoder(*common, decoder, found)
+    return _enqueue(body, common, found)
+
+
+def _enqueue(
+    body: memoryview, common: tuple[int, int], envelope: Envelope | None
+) -> EnqueueSyndromes:
+    need = ENQUEUE_FIXED_BYTES
+    _need(len(body) >= need, "enqueue_syndromes", len(body), need)
+    decoder, counter, mapping, n = struct.unpack_from("<qqqq", body)
+    if mapping != 0 or not 0 < n <= MAX_SYNDROMES:
+        raise RpcError(
+            "enqueue_syndromes arguments out of range",
+            cause="arguments",
+            got=f"mapping id {mapping}, {n} syndromes",
+            allowed=f"mapping id 0, 1..{MAX_SYNDROMES} syndromes",
+        )
+    end = need + (n + 7) // 8
+    fits = len(body) == end if envelope else len(body) >= end
+    _need(fits, "enqueue_syndromes", len(body), end)
+    return EnqueueSyndromes(*common, decoder, counter, n, bytes(body[need:end]), envelope)
 
 
 def parse_response(data: bytes | memoryview, envelope: EnvelopeKind = "hil") -> Response:
@@ -288,12 +315,12 @@ def parse_response(data: bytes | memoryview, envelope: EnvelopeKind = "hil") -> 
     common = (header.status, header.request_id, header.ptp_timestamp)
     if envelope == "nvidia":
         return Response(*common, bytes(body), None)
-    _need(header.result_len >= ENVELOPE_BYTES, "response", header.result_len, ENVELOPE_BYTES)
     found = _open(data, header.result_len)
     return Response(*common, bytes(body[:-ENVELOPE_BYTES]), found)
 
 
 _STATUSES: Final = frozenset(int(s) for s in Status)
+_FUNCTIONS: Final = frozenset((ENQUEUE_SYNDROMES, GET_CORRECTIONS, RESET_DECODER))
 
 
 def _enveloped(message: bytes, envelope: Envelope | None) -> bytes:
@@ -304,6 +331,7 @@ def _enveloped(message: bytes, envelope: Envelope | None) -> bytes:
 
 
 def _open(data: bytes | memoryview, payload_bytes: int) -> Envelope:
+    _need(payload_bytes >= ENVELOPE_BYTES, "envelope", payload_bytes, ENVELOPE_BYTES)
     end = HEADER_BYTES + payload_bytes
     *fields, crc = struct.unpack_from("<IIII", data, end - ENVELOPE_BYTES)
     right = zlib.crc32(memoryview(data)[CRC_FROM : end - CRC_BYTES])

@@ -116,7 +116,8 @@ def build_enqueue_batch(
         u1[n, r, L] with L = :func:`enqueue_row_bytes` of the largest block.
 
     Raises:
-        WireError: a block is empty, too large or wider than ``bits_b8``.
+        WireError: a block is empty, too large or wider than ``bits_b8``, or a field does not fit
+            its 32 or 64 bits.
     """
     n, r, width = bits_b8.shape
     sizes = np.asarray(num_syndromes, np.int64)
@@ -173,6 +174,9 @@ def build_get_batch(
 
     Returns:
         u1[n, L] with L = :func:`get_row_bytes`.
+
+    Raises:
+        WireError: a field does not fit its 32 or 64 bits.
     """
     n = len(counters)
     tail = ENVELOPE_BYTES if envelope == "hil" else 0
@@ -200,8 +204,18 @@ def _envelope(rows: U1, at: int, fields: tuple[Integers, ...]) -> None:
 
 
 def _put(rows: U1, at: int, values: Integers, dtype: str) -> None:
-    wide = np.ascontiguousarray(np.broadcast_to(np.asarray(values), rows.shape[:-1]), dtype=dtype)
-    rows[..., at : at + wide.itemsize] = wide.view(np.uint8).reshape(*rows.shape[:-1], wide.itemsize)
+    given = np.asarray(values)
+    limits = np.iinfo(dtype)
+    if given.size and (int(given.min()) < limits.min or int(given.max()) > limits.max):
+        raise WireError(
+            "a field does not fit its place",
+            where=f"message byte {at}",
+            got=f"{given.min()} .. {given.max()}",
+            allowed=f"{limits.min} .. {limits.max}",
+        )
+    shape = rows.shape[:-1]
+    wide = np.ascontiguousarray(np.broadcast_to(given, shape), dtype=dtype)
+    rows[..., at : at + wide.itemsize] = wide.view(np.uint8).reshape(*shape, wide.itemsize)
 
 
 def _columns(

@@ -10,7 +10,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pytest
@@ -241,12 +241,25 @@ def test_a_file_number_becomes_readable_when_a_frame_is_there(pair: Pair) -> Non
     assert select.select([number], [], [], 5)[0] == [number]
 
 
-def test_psn_wraps_without_an_alarm_and_gaps_are_counted(pair: Pair) -> None:
-    for _ in range(8):
-        pair.rack.post_write_imm(b"x", 0)
-        (done,) = pair.drain(pair.node, 1)
+def test_psn_wraps_without_an_alarm_on_both_ways_of_posting(pair: Pair) -> None:
+    sent: list[bytes] = []
+
+    def note(datagram: bytes) -> list[bytes]:
+        sent.append(datagram)
+        return [datagram]
+
+    getattr(pair.rack, "inner", pair.rack).intercept(note)
+    prepared = pair.rack.prepare(np.zeros((1, 4), np.uint8), np.array([0]))
+    psns = []
+    for i in range(8):
+        if i % 2:
+            pair.rack.post_write_imm(b"x", 0)
+        else:
+            pair.rack.post(prepared, 0)
+        psns += [done.psn for done in pair.drain(pair.node, 1)]
         pair.node.release(0)
-    assert done.psn == (PSN_START + 7) % 2**24 == 4
+    assert psns == [(PSN_START + i) % 2**24 for i in range(8)]
+    assert [int.from_bytes(datagram[8:12], "big") for datagram in sent] == psns
     assert {k: v for k, v in pair.node.counters().items() if v} == {"rx_ok": 8}
 
 
@@ -321,6 +334,7 @@ FOREIGN: list[tuple[str, str, Callable[[int], bytes]]] = [
     ("drop_bounds", "behind the memory", lambda p: spoiled(p, 12, "!Q", BASE + SLOTS * STRIDE)),
     ("drop_bounds", "wraps 2^64", lambda p: spoiled(p, 12, "!Q", 2**64 - STRIDE)),
     ("drop_bounds", "inside a slot", lambda p: spoiled(p, 12, "!Q", BASE + STRIDE + 4)),
+    ("drop_length", "send without its pad", lambda p: Bth(0x24, 0x42, p).pack() + b"7 bytes"),
     (
         "drop_bounds",
         "longer than a slot",
@@ -447,6 +461,25 @@ def test_numbers_out_of_range_are_refused(change: dict[str, int]) -> None:
         SoftRoceEndpoint(loopback(2), **change)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"qp": 2**24},
+        {"psn": -1},
+        {"rkey": 2**32},
+        {"n_slots": 4097},
+        {"stride": 64},
+        {"base_va": 2**64 - 128},
+    ],
+)
+def test_a_peer_with_impossible_numbers_is_refused(change: dict[str, int]) -> None:
+    rack, node = virtual_pair()
+    node.register(SLOTS, STRIDE)
+    rack.connect(node.address())
+    with pytest.raises(LinkError, match="out of range"):
+        rack.connect(replace(node.address(), **change))
+
+
 def test_soft_roce_hears_its_peer_only() -> None:
     rack, node = soft_pair()
     node.register(SLOTS, STRIDE)
@@ -466,6 +499,22 @@ def test_soft_roce_hears_its_peer_only() -> None:
     assert {k: v for k, v in node.counters().items() if v} == {"drop_peer": 2}
     for endpoint in (rack, node, stranger):
         endpoint.close()
+
+
+def test_a_flood_of_foreign_datagrams_delays_but_never_holds_a_poll() -> None:
+    rack, node = soft_pair()
+    node.register(SLOTS, STRIDE)
+    rack.register(1, 128)
+    rack.connect(node.address())
+    node.connect(rack.address())
+    for _ in range(1100):
+        rack.transmit(bytes(15))
+    rack.post_write_imm(b"x", 0)
+    assert node.poll(1) == []
+    assert node.counters()["drop_length"] == 1025
+    assert len(node.poll(1)) == 1
+    rack.close()
+    node.close()
 
 
 def test_soft_roce_uses_another_port_when_told_and_random_keys() -> None:
@@ -514,6 +563,8 @@ def test_a_closed_soft_roce_endpoint_says_so_when_used() -> None:
     node.close()
     with pytest.raises(LinkError, match="not sent"):
         rack.post_send(b"x")
+    with pytest.raises(LinkError, match="closed"):
+        node.poll(1)
 
 
 def test_a_virtual_endpoint_loses_and_counts_what_finds_no_room() -> None:

@@ -284,16 +284,30 @@ def test_one_frame_in_words() -> None:
         5,
         "enqueue_syndromes",
     )
-    assert fields["refused"] == "length"  # no envelope in this example
+    assert fields["refused"] == "envelope_crc"  # no envelope in this example
     assert one_line(EXAMPLE_B) == (
         "10.0.0.2:12288 > 10.0.0.1:4791, 142 B, UC_WRITE_ONLY_IMM, qp 0x41, psn 0x105, "
         "va 0x10000500, rkey 0x1f02, dma_length 64, imm 0x105005, ICRC ok, enqueue_syndromes, "
-        "request_id 7, envelope_ok False, refused length"
+        "request_id 7, envelope_ok False, refused envelope_crc"
     )
     assert "ICRC WRONG" in one_line(EXAMPLE_C[:-1] + b"\x00")
     assert "NAK" not in one_line(RXE[15])
     assert "syndrome 0x60" in one_line(RXE[15])
     assert one_line(b"\x00" * 60) == "60 B, not RoCEv2: not UDP over IPv4 without options"
+
+
+def test_enveloped_messages_in_words() -> None:
+    envelope = rpc.Envelope(3, 1, 9)
+    request = rpc.build_request(ENQUEUE._replace(envelope=envelope))
+    fields = decode(UP.frame(roce.send_only(2, 0, request)))
+    assert (fields["envelope_ok"], fields["epoch"], fields["counter"]) == (True, 3, 7)
+    response = bytearray(rpc.build_response(rpc.Response(16, 7, 0, b"", envelope)))
+    line = one_line(UP.frame(roce.send_only(2, 0, bytes(response))))
+    assert line.endswith("response, status 16, request_id 7, envelope_ok True, epoch 3")
+    response[-1] ^= 1
+    line = one_line(UP.frame(roce.send_only(2, 0, bytes(response))))
+    assert line.endswith("envelope_ok False, refused envelope_crc")
+    assert decode(UP.frame(roce.send_only(2, 0, b"other")))["payload"] == 5
 
 
 def test_frames_that_are_not_roce_are_refused() -> None:

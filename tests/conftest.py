@@ -1,0 +1,65 @@
+"""Fixtures shared by all tests, and the marker of optional capabilities."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _net_raw() -> str:
+    try:
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
+    except (AttributeError, OSError) as error:
+        return f"packet sockets are not permitted: {error}"
+    return ""
+
+
+CAPABILITIES: dict[str, Callable[[], str]] = {"net_raw": _net_raw}
+"""Capability -> probe that returns why it is missing, or an empty text."""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests whose ``needs(...)`` this machine does not meet; the reason is shown."""
+    for marker in item.iter_markers("needs"):
+        for name in marker.args:
+            why = CAPABILITIES[name]()
+            if why:
+                pytest.skip(f"needs {name}: {why}")
+
+
+@pytest.fixture
+def scenarios() -> Path:
+    """Folder of the shipped scenarios."""
+    return ROOT / "scenarios"
+
+
+@pytest.fixture
+def loopback() -> tuple[str, str]:
+    """Rack and node address of this process's own, so that parallel tests do not collide."""
+    number = os.getpid() % 16000
+    return f"127.31.{number // 250}.{number % 250 + 1}", f"127.32.{number // 250}.{number % 250 + 1}"
+
+
+@pytest.fixture
+def no_orphans() -> Iterator[None]:
+    """After the test, no child process is left (Linux: looked up in /proc)."""
+    yield
+    if not Path("/proc").is_dir():
+        return
+    me = str(os.getpid())
+    left = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+            command = (stat.parent / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+        if fields[1] == me and fields[0] != "Z" and "resource_tracker" not in command:
+            left.append(command)
+    assert not left, left

@@ -1,0 +1,41 @@
+"""Every command shown in a document is run, in the order of the document, and must succeed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```(?:sh|bash|console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def _commands(page: Path) -> list[list[str]]:
+    found = []
+    for block in FENCE.findall(page.read_text()):
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            if words and words[0] in {"hil", ".venv/bin/hil"}:
+                found.append([sys.executable, "-m", "hil", *words[1:]])
+    return found
+
+
+def test_documents_show_commands() -> None:
+    assert sum(len(_commands(page)) for page in PAGES) >= 4
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if _commands(p)], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_commands_of_a_page_run(page: Path, tmp_path: Path) -> None:
+    (tmp_path / "scenarios").symlink_to(ROOT / "scenarios")
+    for command in _commands(page):
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=150, check=False
+        )
+        assert done.returncode == 0, f"{shlex.join(command[2:])}\n{done.stdout}\n{done.stderr}"

@@ -1,0 +1,41 @@
+"""Compares the tests that were skipped with ``tests/expected_skips.toml``.
+
+A skip that nobody expects is a failure: it can hide breakage. Reads a JUnit file.
+Usage: ``python tools/check_skips.py junit.xml``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from pathlib import Path
+from xml.etree import ElementTree as ET  # noqa: S405 - our own file
+
+ALLOWED = Path(__file__).resolve().parent.parent / "tests" / "expected_skips.toml"
+
+
+def skipped(junit: Path) -> dict[str, str]:
+    """Test name -> reason of every skipped test."""
+    found = {}
+    for case in ET.parse(junit).getroot().iter("testcase"):  # noqa: S314 - our own file
+        skip = case.find("skipped")
+        if skip is not None:
+            found[f"{case.get('classname')}::{case.get('name')}"] = skip.get("message") or ""
+    return found
+
+
+def main() -> int:
+    """Exit code 0 if every skip is expected in this lane."""
+    lane = "root" if os.name == "posix" and os.geteuid() == 0 else "user"
+    allowed = tomllib.loads(ALLOWED.read_text())[lane]["tests"]
+    unexpected = {
+        name: why for name, why in skipped(Path(sys.argv[1])).items() if name not in allowed
+    }
+    for name, why in unexpected.items():
+        print(f"unexpected skip: {name}: {why}")
+    return 1 if unexpected else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
