@@ -43,7 +43,10 @@ def scenarios() -> Path:
 def loopback() -> tuple[str, str]:
     """Rack and node address of this process's own, so that parallel tests do not collide."""
     number = os.getpid() % 16000
-    return f"127.31.{number // 250}.{number % 250 + 1}", f"127.32.{number // 250}.{number % 250 + 1}"
+    return (
+        f"127.31.{number // 250}.{number % 250 + 1}",
+        f"127.32.{number // 250}.{number % 250 + 1}",
+    )
 
 
 @pytest.fixture

@@ -32,6 +32,9 @@ from hil.wire.rpc import (
 MAX_JUMP: Final = 1 << 22
 """A counter further ahead than this is not believed."""
 
+MAX_UNVERIFIED_SHOTS: Final = 4
+"""The same in shots for a refused frame, whose end-to-end CRC cannot be checked."""
+
 PROTOCOL_ERROR: Final = -1
 """Status of a readable message with an unknown function id."""
 
@@ -88,8 +91,8 @@ class Intake:
         self.audit = SequenceAudit(64, first_counter, memory)
         self.count: Counter[str] = Counter()
 
-    def admit(self, data: memoryview) -> Admitted | Rejected:
-        """Read one whole message (the bytes of its slot)."""
+    def admit(self, data: memoryview, slot: int) -> Admitted | Rejected:
+        """Read one whole message, the bytes of ``slot``."""
         try:
             request = parse_request(data)
         except RpcError as error:
@@ -101,14 +104,14 @@ class Intake:
         if isinstance(request, ResetDecoder):
             return Admitted(request, NO_COUNTER, Arrival.IN_ORDER)
         counter = self._counter_of(request)
-        if counter is None:
-            self.count["bad_request"] += 1
+        if counter is None or counter % self._config.ring_slots != slot:
+            self.count["bad_request" if counter is None else "bad_slot"] += 1
             return Rejected(self.reply(request, Status.BAD_REQUEST))
         arrival = self.audit.observe(counter)
         return Rejected(None) if arrival in _REPEATED else Admitted(request, counter, arrival)
 
-    def admit_header(self, header: bytes) -> Turned | Rejected:
-        """Read the header of a frame that was not stored because its slot is owned."""
+    def admit_header(self, header: bytes, slot: int) -> Turned | Rejected:
+        """Read the header of a frame that was not stored because ``slot`` is owned."""
         try:
             function, _, request_id, ptp_timestamp = peek_request(header)
         except RpcError as error:
@@ -117,7 +120,8 @@ class Intake:
         counter = self._extend(request_id)
         is_get = counter % self._per_shot == self._config.n_blocks
         expected = GET_CORRECTIONS if is_get else ENQUEUE_SYNDROMES
-        if function != expected or not self._plausible(counter):
+        near = self._plausible(counter, MAX_UNVERIFIED_SHOTS * self._per_shot)
+        if function != expected or not near or counter % self._config.ring_slots != slot:
             self.count["bad_request"] += 1
             return Rejected(None)
         if self.audit.observe(counter) in _REPEATED:
@@ -189,8 +193,8 @@ class Intake:
         expected = self.audit.expected or 0
         return expected + ((request_id - expected + (1 << 31)) & _RID_MASK) - (1 << 31)
 
-    def _plausible(self, counter: int) -> bool:
-        return 0 <= counter <= (self.audit.expected or 0) + MAX_JUMP
+    def _plausible(self, counter: int, jump: int = MAX_JUMP) -> bool:
+        return 0 <= counter <= (self.audit.expected or 0) + jump
 
     def _envelope_fault(self, request: EnqueueSyndromes | GetCorrections) -> Fault | None:
         envelope, stamp = request.envelope, request.ptp_timestamp

@@ -16,7 +16,7 @@ from hil.errors import NodeError
 from hil.link.endpoint import PeerAddress
 from hil.node.config import Launch
 
-COMMAND: Final = (sys.executable, "-m", "hil.node.server")
+COMMAND: Final = (sys.executable, "-m", "hil", "node", "serve", "--config", "-")
 """What is started; the launch line follows on its standard input."""
 
 _STDERR_TAIL: Final = 2000

@@ -179,7 +179,7 @@ class Server:
 
     def _take_frame(self, completion: Completion) -> None:
         if completion.busy:
-            self._do(self._session.refused(completion.header, monotonic_ps()))
+            self._do(self._session.refused(completion.header, completion.slot, monotonic_ps()))
             return
         delay_ps = 0
         if self._delays.deliver_ps:
@@ -302,7 +302,3 @@ def _obey_signals(parent_pid: int) -> None:
     signal.signal(signal.SIGUSR1, orphaned)
     signal_when_parent_dies(signal.SIGUSR1)
     orphaned()
-
-
-if __name__ == "__main__":
-    sys.exit(main(read_launch()))

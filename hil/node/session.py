@@ -68,7 +68,7 @@ class Session:
     def message(self, data: memoryview, slot: int, t_rx_ps: int, now_ps: int) -> list[Action]:
         """A message lies in ``slot`` and is visible at ``now_ps``; the slot is owned."""
         self._last_frame_ps = now_ps
-        read = self._intake.admit(data)
+        read = self._intake.admit(data, slot)
         if isinstance(read, Rejected):
             return [Release((slot,)), *((read.reply,) if read.reply else ())]
         request = read.request
@@ -83,10 +83,10 @@ class Session:
         actions.append(StampFrame(read.counter, t_rx_ps, now_ps))
         return actions + self._enqueue(shot, request, slot, read.arrival, now_ps)
 
-    def refused(self, header: bytes, now_ps: int) -> list[Action]:
-        """A frame found its slot owned: nothing was stored, only its header is known."""
+    def refused(self, header: bytes, slot: int, now_ps: int) -> list[Action]:
+        """A frame found ``slot`` owned: nothing was stored, only its header is known."""
         self._last_frame_ps = now_ps
-        read = self._intake.admit_header(header)
+        read = self._intake.admit_header(header, slot)
         if isinstance(read, Rejected):
             return []
         actions: list[Action] = []
@@ -329,7 +329,7 @@ class Session:
             elif step.do is Do.DECLARE_UNANSWERED:
                 late = Fault(Status.DEADLINE_MISSED, Reason.DEADLINE)
                 actions += self._declare(shot, late)
-            elif shot.outcome is None:
+            else:
                 actions += self._answer(shot, fallback=step.do is Do.ANSWER_FALLBACK)
         return actions
 

@@ -9,6 +9,7 @@ never wrong. All stamps are int64 picoseconds of ``CLOCK_MONOTONIC``, ``MISSING_
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import tempfile
@@ -117,9 +118,10 @@ class _Mapped:
         self._n_frames, self._n_shots = n_frames, n_shots
 
     def close(self) -> None:
-        """Drop the views and the mapping."""
+        """Drop the views and the mapping (a view that someone still holds keeps it alive)."""
         self._frames = self._shots = np.zeros(0, FRAME)
-        self._memory.close()
+        with contextlib.suppress(BufferError):
+            self._memory.close()
 
 
 class StampWriter(_Mapped):

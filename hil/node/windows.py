@@ -28,7 +28,7 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class Decide:
-    """The policy settles ``shot``: one of its two answers, or none (``DECLARE_UNANSWERED``)."""
+    """The policy settles the open ``shot``: one of two answers, or ``DECLARE_UNANSWERED``."""
 
     shot: Shot
     do: Do

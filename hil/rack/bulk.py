@@ -15,7 +15,7 @@ from numba import njit
 
 from gpu_decoder.protocol import Reason
 from hil.errors import UsageError
-from hil.rack.pipeline import Pipeline, Station, finish
+from hil.rack.pipeline import Pipeline, Station, WayBack, finish
 from hil.rack.timeline import I64, Path, Timeline, Workload
 
 _NEVER = np.int64(2**62)
@@ -202,6 +202,7 @@ class _Carry:
     last: dict[str, int] = field(default_factory=dict)
     free: dict[str, I64] = field(default_factory=dict)
     mac_free: int = 0
+    way_back: WayBack = field(default_factory=WayBack)
 
 
 class BulkExecutor:
@@ -305,6 +306,7 @@ class BulkExecutor:
         return finish(
             p,
             work,
+            carry.way_back,
             stamps=(intended, formed, tx.reshape(shape), rx, visible),
             start_ps=start,
             end_ps=end,

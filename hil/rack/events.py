@@ -17,7 +17,7 @@ from simpy.events import EventPriority
 
 from gpu_decoder.policy import Action, DeadlinePolicy, Do
 from gpu_decoder.protocol import Reason
-from hil.rack.pipeline import Pipeline, Station, finish
+from hil.rack.pipeline import Pipeline, Station, WayBack, finish
 from hil.rack.timeline import I64, Path, Timeline, Workload
 
 _COMPLETION, _READY, _TIMER, _ARRIVAL = 2, 3, 4, 5
@@ -365,6 +365,7 @@ class EventExecutor:
     def run(self, workloads: Iterator[Workload]) -> Iterator[Timeline]:
         """Step the world until the oldest batch is decided; later batches may be under way."""
         world = _World(self._pipeline, workloads)
+        way_back = WayBack()
         while True:
             while not world.open or world.open[0].undecided:
                 if world.env.peek() == float("inf"):
@@ -374,6 +375,7 @@ class EventExecutor:
             yield finish(
                 self._pipeline,
                 batch.work,
+                way_back,
                 stamps=batch.stamps,
                 start_ps=batch.start,
                 end_ps=batch.end,

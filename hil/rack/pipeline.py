@@ -82,9 +82,27 @@ class StageExecutor(Protocol):
         """Pull workloads as needed and yield one timeline for each, in order."""
 
 
+@dataclass(slots=True)
+class WayBack:
+    """Latest stamps of the way back; carries over between batches."""
+
+    reply_tx_ps: int = MISSING_PS
+    reply_rx_ps: int = MISSING_PS
+    applied_ps: int = MISSING_PS
+
+
+def _in_order(times: I64, answered: np.ndarray, last_ps: int) -> tuple[I64, int]:
+    """Running maximum over the answered shots, in shot order, from ``last_ps`` on."""
+    running = np.maximum.accumulate(np.where(answered, times, MISSING_PS))
+    running = np.maximum(running, last_ps)
+    last = int(running[-1]) if running.size else last_ps
+    return np.where(answered, running, MISSING_PS), last
+
+
 def finish(
     pipeline: Pipeline,
     work: Workload,
+    way_back: WayBack,
     *,
     stamps: tuple[I64, I64, I64, I64, I64],
     start_ps: I64,
@@ -99,19 +117,26 @@ def finish(
 
     ``reply`` gives T8 and T9 where they were measured; otherwise they follow from the samples.
 
-    The way back has no queue: replies are far apart and 100 bytes long. Under policy
-    ``on_deadline`` an answer that would be applied after its deadline is discarded by the rack
+    Answers leave the node, arrive and take effect in shot order (the response ring is strictly
+    round robin); an early answer waits for its predecessors. Apart from that the way back has no
+    queue: replies are far apart and about 100 bytes long. Under policy ``on_deadline`` an answer that would be applied after its deadline is discarded by the rack
     (``valid_until``): status ``timeout``, T10 missing. Under ``never`` it is applied late.
     """
     answered = path != Path.UNANSWERED
     deadline = stamps[0][:, -1] + pipeline.deadline_ps
 
-    def behind(before: I64, delay: I64) -> I64:
-        return np.where(answered, before + delay, MISSING_PS)
-
-    reply_tx = behind(end_ps, work.reply_ps) if reply is None else reply[0]
-    reply_rx = behind(reply_tx, work.downlink_ps) if reply is None else reply[1]
-    applied = behind(reply_rx, work.apply_ps)
+    if reply is None:
+        reply_tx, way_back.reply_tx_ps = _in_order(
+            end_ps + work.reply_ps, answered, way_back.reply_tx_ps
+        )
+        reply_rx, way_back.reply_rx_ps = _in_order(
+            reply_tx + work.downlink_ps, answered, way_back.reply_rx_ps
+        )
+    else:
+        reply_tx, reply_rx = reply
+    applied, way_back.applied_ps = _in_order(
+        reply_rx + work.apply_ps, answered, way_back.applied_ps
+    )
     late = answered & (applied > deadline)
     status = np.full(work.n_shots, Status.OK, dtype=np.uint8)
     status[late] = Status.TIMEOUT if pipeline.policy.enabled else Status.LATE

@@ -53,6 +53,7 @@ def build(metrics: Metrics, judgements: Sequence[Judgement], facts: RunFacts) ->
         judged_shots=metrics.shots("clean"),
         deadline=_figure(metrics.deadline_ps, "ps"),
         pace=metrics.pace,
+        simulated=metrics.time_source == "modelled",
         time_label=metrics.time_label,
         bound_confidence=CONFIDENCE,
         expectations=tuple(_expectation_row(j) for j in judgements),
@@ -315,8 +316,9 @@ def facts_table(document: Document) -> Pairs:
         ("deadline", document.deadline.text),
         ("scenario time", text.figure(facts.simulated_ps, "ps")),
         ("wall time", f"{facts.wall_s:.1f} s" if facts.wall_s is not None else text.NONE),
-        ("pace", str(document.pace)),
+        ("pace", "simulated time" if document.simulated else str(document.pace)),
         ("started", facts.created_utc or text.NONE),
         ("run", facts.run_id),
     ]
-    return (*rows, *facts.workload)
+    stated = {name for name, _ in facts.workload}
+    return (*(row for row in rows if row[0] not in stated), *facts.workload)

@@ -223,7 +223,26 @@ class WarmupBlock:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Everything that a report says."""
+    """Everything that a report says.
+
+    Attributes:
+        verdict: worst verdict of the run; ``exit_code`` is that of the command.
+        headline: one sentence on it.
+        facts: what the runner stated.
+        shots: all shots; ``judged_shots`` without warm-up and fault windows.
+        deadline: from the intended time of a shot's last block.
+        pace: wall time over scenario time; no meaning where ``simulated``.
+        time_label: which time latencies are in.
+        bound_confidence: of all bounds that belong to no expectation.
+        expectations: judged expectations in order of the scenario.
+        hops: hops that have samples; ``end_to_end`` is the sum, ``None`` without stamps.
+        logical, rates, backlog, counts: what the loop achieved.
+        fates: how shots ended, name and number, all shots.
+        warmup: figures of the warm-up, judged never.
+        labels: remarks for the head of the report.
+        not_tested: what the run leaves open.
+        format: identifies this structure in ``report.json``.
+    """
 
     verdict: str
     exit_code: int
@@ -233,6 +252,7 @@ class Document:
     judged_shots: int
     deadline: Figure
     pace: int
+    simulated: bool
     time_label: str
     bound_confidence: float
     expectations: tuple[ExpectationRow, ...]

@@ -20,7 +20,7 @@ from hil.device.circuits import CodeCircuit
 from hil.device.sampler import ShotBatch, StimSampler
 from hil.node.client import Exchange, NodeLostError, Plan, RackClient
 from hil.node.config import Delays, NodeConfig
-from hil.rack.pipeline import Pipeline, StageExecutor, finish
+from hil.rack.pipeline import Pipeline, StageExecutor, WayBack, finish
 from hil.rack.plan import MeasuredPredictions, rack_way_back_ps
 from hil.rack.timeline import I64, Path, Status, Timeline, Workload
 from hil.run.feeder import MODELLED_HOPS, Chunk, Feeder, FeedPlan
@@ -133,6 +133,8 @@ class LiveRun:
     predictions: Predictions
     spin: bool = False
     lost_node: str = ""
+    undetected: int = 0
+    way_back: WayBack = field(default_factory=WayBack)
     counts: dict[str, int] = field(default_factory=dict)
     details: dict[str, int] = field(default_factory=dict)
     fingerprints: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -185,6 +187,7 @@ class LiveRun:
                     if error.partial is not None:
                         yield sent.popleft(), error.partial
                     return
+                self._audit(exchange)
                 yield sent.popleft(), exchange
 
         if pace == 1:
@@ -198,6 +201,11 @@ class LiveRun:
             for chunk in [*sent, *chunks]:
                 yield self._in_process(chunk)
 
+    def _audit(self, got: Exchange) -> None:
+        """A frame that never arrived although its shot was answered: a loss nobody noticed."""
+        unnoticed = got.lost & (got.path != Path.UNANSWERED)[:, None]
+        self.undetected += int(unnoticed.sum())
+
     # -- pace 1: the wall clock is the scenario clock -----------------------------------------
 
     def _on_the_wall(
@@ -210,6 +218,7 @@ class LiveRun:
         times = finish(
             self.pipeline,
             chunk.work,
+            self.way_back,
             stamps=(
                 chunk.intended_ps,
                 chunk.formed_ps,
@@ -320,6 +329,7 @@ class LiveRun:
         times = finish(
             self.pipeline,
             chunk.work,
+            self.way_back,
             stamps=(chunk.intended_ps, chunk.formed_ps, missing, missing, missing),
             start_ps=missing[:, 0],
             end_ps=missing[:, 0],
@@ -340,8 +350,9 @@ class LiveRun:
         node = client.close() if not self.lost_node else {}
         self.details = {f"rack.{k}": v for k, v in rack.items()}
         self.details |= {f"node.{k}": v for k, v in node.items()}
+        self.counts = {"packets.lost_undetected": self.undetected}
         if node:
-            self.counts = {
+            self.counts |= {
                 "packets.lost": node.get("lost", 0),
                 "packets.duplicate": node.get("duplicate", 0),
                 "packets.reordered": node.get("reordered", 0),

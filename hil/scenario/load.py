@@ -148,9 +148,10 @@ def _private_keys(data: object, path: Path) -> Iterator[Path]:
 def _merge(known: list[Problem], found: list[Problem]) -> list[Problem]:
     """Add problems, but nothing about a place that was refused already, nor anything twice."""
     silent = {entry.dotted for entry in known if entry.code in _SILENCING}
-    silent |= {
-        place.rpartition(".")[0] for place in silent if place.rpartition(".")[2] in _CHOOSERS
-    }
+    for place in list(silent):
+        parent, _, last = place.rpartition(".")
+        if last in _CHOOSERS or last.isdigit():
+            silent.add(parent)
     if any(entry.dotted == "system.rack.profile" for entry in known):
         silent.add("system.rack")
     out = list(known)

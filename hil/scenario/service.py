@@ -161,6 +161,15 @@ class Service(Spec):
         if isinstance(data.get("table"), str):
             rows, digest = read_rows(context, data["table"], columns=2, key="table")
             points = {events: f"{ps}ps" for events, ps in rows}
+            if len(points) < len(rows):
+                raise problem(
+                    "E205",
+                    "an event count appears twice",
+                    got=data["table"],
+                    allowed="each event count once",
+                    fix="remove one of the lines",
+                    at="table",
+                )
             return {**data, "by_events": points, "(sha256)": digest}
         return data
 

@@ -23,6 +23,9 @@ Path: TypeAlias = tuple[str, ...]
 """Keys from the root of the document; list items by their index as text."""
 
 _CORE: Final = "tag:yaml.org,2002:"
+_MARKUP: Final = re.compile(r"!|^%|^---", re.MULTILINE)
+"""Without these a text has no tags, directives or further documents."""
+
 _MAX_NODES: Final = 100_000
 _NUMBER_KEYS: Final = "by_events"
 """The one map whose keys are counts."""
@@ -92,9 +95,10 @@ def read_document(text: str, name: str) -> Document:
     """Parse ``text``; problems are collected in the document, nothing is raised."""
     document = Document(name)
     try:
-        _scan_events(text, document)
-        if document.problems:
-            return document
+        if _MARKUP.search(text):
+            _scan_events(text, document)
+            if document.problems:
+                return document
         root = YAML(typ="safe", pure=True).compose(text)
     except (YAMLError, RecursionError) as err:
         document.problems.append(_syntax(err, name))
@@ -340,8 +344,8 @@ class _Walker:
         old = yaml_1_1(raw)
         if _place(node) in self.document.tags:
             return
-        if node.tag == f"{_CORE}timestamp" and isinstance(new, str):
-            old = "an impossible date"
+        if str(node.tag) != f"{_CORE}str" and isinstance(new, str):
+            old = "an impossible " + str(node.tag).removeprefix(_CORE)
         if type(new).__name__ in {"date", "datetime", "TimeStamp"} or repr(old) == repr(new):
             return
         self.refuse(

@@ -82,7 +82,7 @@ def _one(entry: Any, document: Document, data: object) -> Problem:  # noqa: ANN4
             context["code"],
             path,
             context["what"],
-            got=context["got"] or document.raw.get(path, ""),
+            got=_got(document, path, context),
             allowed=context["allowed"],
             fix=context["fix"],
             key=context["code"] in {"E201", "E202"},
@@ -98,6 +98,12 @@ def _one(entry: Any, document: Document, data: object) -> Problem:  # noqa: ANN4
     quote = allowed == "a text" and not isinstance(value, dict | list)
     fix = "quote it" if quote else f"write {allowed}"
     return document.problem("E203", path, "wrong type", got=got, allowed=allowed, fix=fix)
+
+
+def _got(document: Document, path: Path, context: Mapping[str, Any]) -> str:
+    """The value as written, where the validator saw a number that lost its spelling."""
+    raw = document.raw.get(path, "")
+    return raw or context["got"] if context["code"] == "E301" else context["got"] or raw
 
 
 def _out_of_range(document: Document, path: Path, entry: Any) -> Problem:  # noqa: ANN401 same

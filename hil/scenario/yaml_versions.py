@@ -37,6 +37,13 @@ def yaml_1_1(raw: str) -> object:
 
     The patterns are those of the YAML 1.1 type repository (yaml.org/type), as PyYAML has them.
     """
+    try:
+        return _number_or_text(raw)
+    except ValueError:
+        return f"an impossible number ({raw})"
+
+
+def _number_or_text(raw: str) -> object:
     if raw in _BOOL_1_1:
         return _BOOL_1_1[raw]
     text = raw.replace("_", "")

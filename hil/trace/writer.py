@@ -8,6 +8,7 @@ makes the driver wait; in a live run (``block=False``) nothing waits: the record
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from collections import deque
@@ -55,6 +56,7 @@ class TraceWriter:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="trace-writer", daemon=True)
         self._thread.start()
+        atexit.register(self._stop)  # HDF5 hangs if the process ends while a thread is inside it
 
     @classmethod
     def create(
@@ -206,6 +208,7 @@ class TraceWriter:
             self._closing = self._closed = True
             self._changed.notify_all()
         self._thread.join()
+        atexit.unregister(self._stop)
 
     def _refuse_if_broken(self) -> None:
         if self._error is not None:
@@ -231,11 +234,11 @@ class TraceWriter:
                 pass
             self._live.close(overflow=self._overflow)
         except BaseException as error:  # noqa: BLE001  (handed to the next call of the driver)
+            self._abandon()
             with self._changed:
                 self._error = error
                 self._queue.clear()
                 self._changed.notify_all()
-            self._abandon()
 
     def _step(self) -> bool:
         record, ticket, closing = self._next()

@@ -33,7 +33,15 @@ from hil.verdict.measured import Measured
 
 I64 = NDArray[np.int64]
 
-__all__ = ["COUNT_METRICS", "EPISODE_GAP_SHOTS", "GROUPS", "RATE_METRICS", "SCOPES", "Metrics"]
+__all__ = [
+    "COUNT_METRICS",
+    "EPISODE_GAP_SHOTS",
+    "GROUPS",
+    "LATENCIES",
+    "RATE_METRICS",
+    "SCOPES",
+    "Metrics",
+]
 
 EPISODE_GAP_SHOTS: Final = 50
 """Default largest distance inside an episode; should exceed the gaps of one recovery."""

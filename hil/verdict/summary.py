@@ -70,8 +70,10 @@ def from_summary(summary: Mapping[str, HopSummary]) -> dict[str, dict[str, Histo
     return out
 
 
-def expect_rows(judgements: Sequence[Judgement]) -> Block:
-    """Rows of /expect, one per judgement."""
+def expect_rows(judgements: Sequence[Judgement]) -> Block | None:
+    """Rows of /expect, one per judgement; ``None`` if nothing was judged."""
+    if not judgements:
+        return None
     missing = math.nan
 
     def numbers(name: str) -> list[float]:

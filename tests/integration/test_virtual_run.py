@@ -136,7 +136,7 @@ def test_stall_primary_is_back_and_misses_stop(scenarios: Path, tmp_path: Path) 
         "system.decoder.fallback.primary_deadline=400us",
         "bind.profiles.mil.decoder.service.by_events={'0': 165us}",
         "bind.profiles.mil.decoder.fallback_service.by_events={'0': 224us}",
-        f"faults.stall={{kind: decoder_stall, at: {{shot: {stalled}}}, value: {stall_us}us}}",
+        f"faults={{stall: {{kind: decoder_stall, at: {{shot: {stalled}}}, value: {stall_us}us}}}}",
     )
     with hil.open_trace(result.trace) as trace:
         shots = trace.stream("shots")

@@ -172,7 +172,7 @@ class World:
     def arrive(self, data: bytes, slot: int) -> bool:
         """A frame at the memory: stored, or refused because the slot is owned."""
         if slot in self.owned:
-            self.take(self.session.refused(data[:24], self.now_ps))
+            self.take(self.session.refused(data[:24], slot, self.now_ps))
             return False
         self.owned.add(slot)
         self.take(self.session.message(memoryview(data), slot, self.now_ps, self.now_ps))

@@ -140,9 +140,12 @@ def test_rows_of_answered_shots_are_waited_for_and_then_demanded(rig: Rig) -> No
     [
         (lambda c: answer(c)[:10], "reply_malformed"),
         (lambda c: memoryview(b"\0" + bytes(answer(c))[1:]), "reply_malformed"),
-        (lambda c: memoryview(bytes(answer(c, 6))[:16] + rb"\9" + bytes(63)), "reply_malformed"),
+        (
+            lambda c: memoryview(bytes(answer(c))[:4] + b"\x09" + bytes(answer(c))[5:]),
+            "reply_malformed",
+        ),
         (lambda c: answer(c, result=b"\1\2"), "reply_malformed"),
-        (lambda c: answer(c), "reply_malformed"),
+        (answer, "reply_malformed"),
         (lambda c: memoryview(bytes(answer(c))[:20] + b"\1" + bytes(answer(c))[21:]), "crc"),
         (lambda c: answer(c, 6, envelope=Envelope(EPOCH + 1, 1, 0)), "reply_bad_epoch"),
         (lambda c: answer(c + 4, 6), "reply_unknown"),

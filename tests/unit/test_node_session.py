@@ -39,12 +39,13 @@ from hil.wire.rpc import (
 BLOCKS = ((4, 0), (1, 3, 6), (2, 5))
 R = len(BLOCKS)
 OBSERVABLES = 9
+SLOTS = 64
 EPOCH, BOARDS = 7, 0b11
 T0_NS = 1_000_000_000
 FIELDS = {
     "rack_address": "127.0.0.2",
     "node_address": "127.0.0.1",
-    "ring_slots": 8,
+    "ring_slots": SLOTS,
     "block_detectors": BLOCKS,
     "n_observables": OBSERVABLES,
     "epoch": EPOCH,
@@ -96,13 +97,17 @@ def get(shot: int, **changes: object) -> bytes:
     return pad(build_request(GetCorrections(**{**fields, **changes})))
 
 
+def slot_of(data: bytes) -> int:
+    """The slot that the rack writes to (its request id wraps at a multiple of the ring)."""
+    return int.from_bytes(data[12:16], "little") % SLOTS
+
+
 class Peer:
     """Feeds a session and keeps what comes out."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.now_ps = T0_PS
-        self.slot = 0
         self.replies: list[Response] = []
         self.starts: list[Start] = []
         self.rows: dict[int, dict[str, object]] = {}
@@ -129,14 +134,14 @@ class Peer:
         return new
 
     def send(self, data: bytes) -> list[Response]:
-        self.slot += 1
-        self.owned.add(self.slot)
+        slot = slot_of(data)
+        self.owned.add(slot)
         self.now_ps += 1000
-        args = (memoryview(data), self.slot, self.now_ps - 10, self.now_ps)
+        args = (memoryview(data), slot, self.now_ps - 10, self.now_ps)
         return self.take(self.session.message(*args))
 
     def refuse(self, data: bytes) -> list[Response]:
-        return self.take(self.session.refused(data[:24], self.now_ps))
+        return self.take(self.session.refused(data[:24], slot_of(data), self.now_ps))
 
     def whole(self, shot: int, *, blocks: Iterable[int] = range(R)) -> list[Response]:
         return [reply for block in blocks for reply in self.send(enqueue(shot, block))]
@@ -168,6 +173,7 @@ def test_a_shot_in_order_is_answered_with_the_decoders_bits() -> None:
     assert peer.starts == [Start(False, 0, b"\x00", 0)]
     assert not peer.owned, "slots are free as soon as the window is taken"
     assert peer.send(get(0)) == []
+    assert not peer.owned, "a request holds its slot only while the window waits"
     (reply,) = peer.primary(0)
     assert (reply.status, reply.result, reply.request_id) == (0, b"\x05\x01", R)
     assert reply.envelope == Envelope(EPOCH, BOARDS, 78)
@@ -217,7 +223,7 @@ def test_a_lost_block_is_declared_when_a_newer_shot_shows() -> None:
     late = peer.send(enqueue(0, 1))
     assert statuses(late) == [Status.SYNDROMES_DROPPED]
     assert peer.starts == [], "a late block never completes a shot that is settled"
-    assert peer.owned == {peer.slot - 1}, "only the newer shot's frame holds a slot"
+    assert peer.owned == {R + 1}, "only the newer shot's frame holds a slot"
 
 
 def test_a_lost_request_leaves_its_shot_undelivered() -> None:
@@ -345,6 +351,22 @@ def test_a_flipped_bit_that_no_link_check_sees_is_caught_by_the_envelope() -> No
     assert zlib.crc32(bytes(message[12:69])) != struct.unpack_from("<I", message, 69)[0]
 
 
+def test_a_message_in_a_foreign_slot_is_refused() -> None:
+    peer = Peer(Session(config()))
+    actions = peer.session.message(memoryview(enqueue(0, 0)), 5, peer.now_ps, peer.now_ps)
+    assert statuses(peer.take(actions)) == [Status.BAD_REQUEST]
+    assert peer.session.refused(enqueue(0, 0)[:24], 5, peer.now_ps) == []
+    counters = peer.session.counters()
+    assert (counters["bad_slot"], counters["bad_request"], counters["received"]) == (1, 1, 0)
+
+
+def test_a_refused_frame_is_not_believed_far_ahead() -> None:
+    """Its CRC is unknown: a wrong request id must not make the session skip shots."""
+    peer = Peer(Session(config()))
+    assert peer.refuse(enqueue(16, 0)) == []
+    assert statuses(peer.whole(0)) == [0] * R
+
+
 def test_a_malformed_block_fails_its_shot_as_in_the_reference() -> None:
     peer = Peer(Session(config()))
     peer.send(enqueue(0, 0, ptp_timestamp=0))
@@ -422,8 +444,8 @@ def test_a_fallback_that_cannot_make_it_is_declared() -> None:
 def test_prediction_of_the_fallback_follows_the_event_count() -> None:
     points = ((0, 100), (10, 200), (20, 1200))
     made = config(**{**DECIDE, "fallback_pred": points})
-    assert [made.fallback_pred_ps(n) for n in (0, 5, 10, 15, 20, 99)] == [
-        *(100, 150, 200, 700, 1200, 1200)
+    assert [made.fallback_pred_ps(n) for n in (0, 5, 10, 11, 15, 20, 99)] == [
+        *(100, 150, 200, 300, 700, 1200, 1200)
     ]
 
 
@@ -453,6 +475,25 @@ def test_injected_queue_delay_holds_a_complete_window() -> None:
     assert peer.session.next_timer_ps() == due_ps
     peer.until(due_ps)
     assert [s.shot for s in peer.starts] == [0, 1]
+
+
+def test_a_window_declared_while_it_is_held_is_never_queued() -> None:
+    peer = Peer(Session(config(delays={"queue_ps": 500_000})))
+    for shot in range(3):
+        peer.whole(shot)
+    peer.refuse(get(1))
+    peer.until(peer.now_ps + 500_000)
+    for shot in (0, 2):
+        peer.send(get(shot))
+        peer.primary(shot)
+    assert [s.shot for s in peer.starts] == [0, 2]
+    assert [peer.rows[shot]["queue_depth"] for shot in (0, 2)] == [0, 0]
+
+
+def test_every_block_behind_a_gap_says_so() -> None:
+    peer = Peer(Session(config()))
+    assert statuses(peer.whole(0, blocks=(1, 2))) == [Status.SYNDROMES_DROPPED] * 2
+    assert statuses(peer.whole(1)) == [Status.SYNDROMES_DROPPED, 0, 0], "shot 0's request is lost"
 
 
 def test_decode_delay_and_stall_add_up_in_the_primarys_job() -> None:

@@ -205,8 +205,7 @@ def test_each_required_key_is_missed(path: tuple[str, ...], tmp_path: Path) -> N
         node = node[key]
     del node[path[-1]]
     file = tmp_path / "scenario.yaml"
-    with file.open("w") as out:
-        YAML(typ="safe", pure=True).dump(data, out)
+    file.write_text(json.dumps(data, indent=1))  # JSON is YAML, and quickly written
     with pytest.raises(ScenarioErrors) as info:
         load_scenario(file)
     found = [p for p in info.value.problems if p.code == "E202"]
@@ -336,68 +335,89 @@ def test_override_can_choose_the_profile(tmp_path: Path) -> None:
     [
         (
             "run.shotz=1",
-            "--set run.shotz=1: error[E201]: run.shotz: unknown key 'shotz'\n"
-            "    allowed: seed, arrivals, shots, warmup, wall, record\n"
-            "    fix:     did you mean 'shots'?",
+            (
+                "--set run.shotz=1: error[E201]: run.shotz: unknown key 'shotz'\n"
+                "    allowed: seed, arrivals, shots, warmup, wall, record\n"
+                "    fix:     did you mean 'shots'?"
+            ),
         ),
         (
             "system.decoders.workers=1",
-            "--set system.decoders.workers=1: error[E402]: system.decoders: "
-            "no such path in the scenario\n"
-            "    got:     system.decoders.workers\n"
-            "    allowed: qpu, rack, links, decoder\n"
-            "    fix:     did you mean 'decoder'?",
+            (
+                "--set system.decoders.workers=1: error[E402]: system.decoders: "
+                "no such path in the scenario\n"
+                "    got:     system.decoders.workers\n"
+                "    allowed: qpu, rack, links, decoder\n"
+                "    fix:     did you mean 'decoder'?"
+            ),
         ),
         (
             "expect.none.max=1",
-            "--set expect.none.max=1: error[E402]: expect.none: no such path in the scenario\n"
-            "    got:     expect.none.max\n"
-            "    allowed: tail, misses, backlog, lost\n"
-            "    fix:     write the path of an existing section",
+            (
+                "--set expect.none.max=1: error[E402]: expect.none: no such path in the scenario\n"
+                "    got:     expect.none.max\n"
+                "    allowed: tail, misses, backlog, lost\n"
+                "    fix:     write the path of an existing section"
+            ),
         ),
         (
             "run.seed.deep=1",
-            "--set run.seed.deep=1: error[E402]: run.seed.deep: no such path in the scenario\n"
-            "    got:     run.seed.deep\n"
-            "    fix:     write the path of an existing section",
+            (
+                "--set run.seed.deep=1: error[E402]: run.seed.deep: no such path in the scenario\n"
+                "    got:     run.seed.deep\n"
+                "    fix:     write the path of an existing section"
+            ),
         ),
         (
             "run.shots",
-            "--set run.shots: error[E402]: not of the form path=value\n"
-            "    got:     run.shots\n"
-            "    fix:     write --set run.shots=1000",
+            (
+                "--set run.shots: error[E402]: not of the form path=value\n"
+                "    got:     run.shots\n"
+                "    fix:     write --set run.shots=1000"
+            ),
         ),
         (
             "run.shots=many",
-            "--set run.shots=many: error[E203]: run.shots: wrong type\n"
-            "    got:     many\n"
-            "    allowed: a whole number\n"
-            "    fix:     write a whole number",
+            (
+                "--set run.shots=many: error[E203]: run.shots: wrong type\n"
+                "    got:     many\n"
+                "    allowed: a whole number\n"
+                "    fix:     write a whole number"
+            ),
         ),
         (
             "system.qpu.round_period=1.10",
-            "--set system.qpu.round_period=1.10: error[E301]: system.qpu.round_period: "
-            "unit missing\n"
-            "    got:     1.10\n"
-            "    allowed: number with unit ps, ns, us, ms, s, min, h\n"
-            "    fix:     write the unit, for example 1.1us",
+            (
+                "--set system.qpu.round_period=1.10: error[E301]: system.qpu.round_period: "
+                "unit missing\n"
+                "    got:     1.10\n"
+                "    allowed: number with unit ps, ns, us, ms, s, min, h\n"
+                "    fix:     write the unit, for example 1.1us"
+            ),
         ),
         (
             "run.seed=010",
-            "--set run.seed=010: error[E101]: run.seed: reads differently in YAML 1.1 and 1.2\n"
-            "    got:     010 is 8 in YAML 1.1, 10 in YAML 1.2\n"
-            "    allowed: the same in both\n"
-            "    fix:     write 10, or quote a text: '010'",
+            (
+                "--set run.seed=010: error[E101]: run.seed: reads differently in YAML 1.1 and 1.2\n"
+                "    got:     010 is 8 in YAML 1.1, 10 in YAML 1.2\n"
+                "    allowed: the same in both\n"
+                "    fix:     write 10, or quote a text: '010'"
+            ),
         ),
         (
             "run.seed=",
-            "--set run.seed=: error[E104]: run.seed: the file is empty\n"
-            "    fix:     write schema: hil.scenario/1",
+            (
+                "--set run.seed=: error[E104]: run.seed: the file is empty\n"
+                "    fix:     write schema: hil.scenario/1"
+            ),
         ),
         (
             "system.qpu.drift={}",
-            "--set system.qpu.drift={}: error[E207]: system.qpu.drift: not yet supported: drift\n"
-            "    fix:     remove 'drift'",
+            (
+                "--set system.qpu.drift={}: error[E207]: system.qpu.drift: "
+                "not yet supported: drift\n"
+                "    fix:     remove 'drift'"
+            ),
         ),
     ],
 )
@@ -494,8 +514,8 @@ def test_empirical_latency(tmp_path: Path) -> None:
 def test_lognormal_parameters() -> None:
     latency = LogNormal(dist="lognormal", min_ps=850_000, p50_ps=900_000, p99_ps=1_200_000)
     assert latency.mu == pytest.approx(10.819778, abs=1e-6)  # ln 50000
-    assert latency.sigma == pytest.approx(0.836472, abs=1e-6)  # ln 7 / 2.326348
-    assert latency.mean_ps == pytest.approx(850_000 + 70_945, rel=1e-4)
+    assert latency.sigma == pytest.approx(0.836466, abs=1e-6)  # ln 7 / 2.326348
+    assert latency.mean_ps == pytest.approx(850_000 + 70_942, rel=1e-4)
 
 
 # ------------------------------------------------------------------------------------ warnings
@@ -523,7 +543,7 @@ def test_absent_file(tmp_path: Path) -> None:
         (b"- a\n- b\n", "E203"),
         (b"5\n", "E203"),
         (b"title: \xff\n", "E101"),
-        (b"[" * 5000, "E101"),
+        (b"[" * 2000, "E101"),
         (b"a: &a [x, x]\nb: &b [*a, *a]\n", "E201"),
     ],
 )

@@ -216,13 +216,13 @@ LIMITED = """
     from hil.errors import RigError
 
     w = make_writer(Path(sys.argv[1]))
-    w.append(make_record(0, 100))
+    w.append(make_record(0, 5000))
     w.flush()
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limit = w.part.stat().st_size + 100_000
+    limit = w.part.stat().st_size + 100_000 if sys.argv[3] == "run" else 200_000
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
-        for first in range(100, 1_000_000, 5000):
+        for first in range(5000, 1_000_000 if sys.argv[3] == "run" else 0, 5000):
             w.append(make_record(first, 5000))
         w.close("success")
     except RigError as error:
@@ -230,20 +230,44 @@ LIMITED = """
 """
 
 
-def test_a_real_write_error_of_the_system_surfaces_and_the_trace_recovers(tmp_path):
+@pytest.mark.parametrize("when", ["run", "close"])
+def test_a_real_write_error_of_the_system_surfaces_and_the_trace_recovers(tmp_path, when):
     code = textwrap.dedent(LIMITED)
-    path = tmp_path / "t.h5"
     done = subprocess.run(
-        [sys.executable, "-c", code, path, Path(__file__).parent],
-        capture_output=True, text=True, timeout=100, check=False,
+        [sys.executable, "-c", code, tmp_path / "t.h5", Path(__file__).parent, when],
+        capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.stdout == "RIG the trace writer failed\n", done.stderr
+    assert done.returncode == 0
     final = recover(tmp_path / "t.part.h5")
     with open_trace(final) as trace:
         n = trace.rows("shots")
-        assert n >= 100
+        assert n == 5000 if when == "close" else n >= 5000
         assert trace.stream("shots", ["shot"])["shot"].tolist() == list(range(n))
     assert validate_trace(final).ok
+
+
+LEFT = """
+    import sys
+    sys.path.insert(0, sys.argv[2])
+    from pathlib import Path
+    from trace_cases import make_record, make_writer
+
+    w = make_writer(Path(sys.argv[1]))
+    for first in range(0, 30_000, 3000):
+        w.append(make_record(first, 3000))
+    raise SystemExit(5)
+"""
+
+
+def test_a_process_that_ends_without_closing_ends_and_loses_nothing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(LEFT), tmp_path / "t.h5", Path(__file__).parent],
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 5
+    with open_trace(recover(tmp_path / "t.part.h5")) as trace:
+        assert trace.rows("shots") == 30_000
 
 
 def test_a_live_file_that_cannot_be_made_leaves_nothing_behind(tmp_path, monkeypatch):
