@@ -23,7 +23,11 @@ def serve(
     ],
 ) -> None:
     """Serve one rack until standard input ends."""
+    from hil.errors import UsageError
     from hil.node.server import main, read_launch
 
-    line = read_launch() if config == "-" else Path(config).read_text(encoding="utf-8")
+    try:
+        line = read_launch() if config == "-" else Path(config).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError("launch file cannot be read", where=config, got=str(error)) from error
     raise typer.Exit(main(line))

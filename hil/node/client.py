@@ -34,7 +34,13 @@ SEND_BATCH: Final = 4
 """Frames that may leave in a row, when late, before replies get their turn."""
 
 POLL_BATCH: Final = 16
-SPIN_PS: Final = 100 * PS_PER_US
+POLL_PS: Final = 150 * PS_PER_US
+SPIN_PS: Final = 30 * PS_PER_US
+"""When spinning: no sleep in the last 150 us before an instant, only the clock in the last 30."""
+
+IN_PLACE_PS: Final = 100 * PS_PER_US
+"""So short an uplink delay is spun away on the spot."""
+
 _HOUSEKEEPING_PS: Final = 20 * PS_PER_MS
 _REPLY_BYTES: Final = 24 + 16
 _LATE_PS: Final = PS_PER_MS
@@ -165,7 +171,7 @@ class RackClient:
 
         Args:
             plans: what to send; shots are consecutive.
-            spin: do not sleep in the last 100 us before a send instant (wants a core).
+            spin: do not sleep in the last 150 us before a send instant (wants a core).
 
         Raises:
             NodeLostError: the node died; ``partial`` carries what is known.
@@ -177,12 +183,12 @@ class RackClient:
         housekeeping_ps = 0
         while outgoing is not None or self._held or self._ledger.batches:
             self._wait(self._next_send_ps(outgoing), spin=spin)
+            self._send_held()
             if outgoing is not None and self._send_due(outgoing):
                 outgoing = self._pull(source)
-            self._send_held()
-            self._take_replies()
+            drained = self._take_replies()
             now_ps = monotonic_ps()
-            if now_ps > housekeeping_ps:
+            if drained and now_ps > housekeeping_ps:  # nothing waits that could still settle a shot
                 housekeeping_ps = now_ps + _HOUSEKEEPING_PS
                 self._ledger.declare_overdue(now_ps)
                 if not self._node.is_alive():
@@ -210,15 +216,26 @@ class RackClient:
         return min(timers, default=None)
 
     def _wait(self, until_ps: int | None, *, spin: bool) -> None:
-        """Sleep until a reply, the node's end, or (nearly) the instant ``until_ps``."""
+        """Sleep until a reply, the node's end, or the instant ``until_ps`` (exact if spinning)."""
+        exact = spin or bool(self._held)
         wait_ps = _HOUSEKEEPING_PS if until_ps is None else until_ps - monotonic_ps()
-        if spin or self._held:
-            wait_ps -= SPIN_PS
+        if exact:
+            wait_ps -= POLL_PS
         wait_s = min(max(0, wait_ps), _HOUSEKEEPING_PS) / PS_PER_S
         listen: list[Any] = [self._endpoint.fileno(), self._node]
         readable, _, _ = select.select(listen, (), (), wait_s)
         if self._node in readable:
             raise self._lost()
+        if exact and until_ps is not None:
+            self._spin_until(until_ps)
+
+    def _spin_until(self, instant_ps: int) -> None:
+        """Watch the clock to a near ``instant_ps``, and replies while there is time for one."""
+        left_ps = instant_ps - monotonic_ps()
+        while 0 < left_ps < POLL_PS:
+            if left_ps > SPIN_PS:
+                self._take_replies()
+            left_ps = instant_ps - monotonic_ps()
 
     def _send_due(self, outgoing: _Outgoing) -> bool:
         """Send what is due, a few frames at most; returns True when the plan is sent."""
@@ -249,10 +266,13 @@ class RackClient:
         delay_ps = self._config.delays.of("uplink", number)
         t_tx_ps = monotonic_ps()
         self._ledger.sent(outgoing.batch, shot, block, t_tx_ps)
-        if delay_ps or self._held:
-            self._held.append((t_tx_ps + delay_ps, frames, index))
-        else:
-            self._endpoint.post(frames, index)
+        if self._held or delay_ps > IN_PLACE_PS:
+            self._held.append((monotonic_ps() + delay_ps, frames, index))
+            return
+        due_ps = monotonic_ps() + delay_ps
+        while delay_ps and monotonic_ps() < due_ps:
+            pass
+        self._endpoint.post(frames, index)
 
     def _send_held(self) -> None:
         while self._held and self._held[0][0] <= monotonic_ps():
@@ -261,14 +281,17 @@ class RackClient:
 
     # -- receiving ----------------------------------------------------------------------------
 
-    def _take_replies(self) -> None:
-        for completion in self._endpoint.poll(POLL_BATCH):
+    def _take_replies(self) -> bool:
+        """Book the replies that are there; returns False if there may be more."""
+        completions = self._endpoint.poll(POLL_BATCH)
+        for completion in completions:
             if completion.busy:  # cannot be: every slot is released at once
                 continue
             at = completion.slot * self._stride
             data = self._memory[at : at + completion.length]
             self._ledger.reply(data, completion.t_rx_ps)
             self._endpoint.release(completion.slot)
+        return len(completions) < POLL_BATCH
 
     def _finished(self, now_ps: int) -> Iterator[Exchange]:
         batches = self._ledger.batches

@@ -26,7 +26,7 @@ from hil.link.soft_roce import SoftRoceEndpoint
 from hil.node.config import Launch, NodeConfig
 from hil.node.processes import signal_when_parent_dies
 from hil.node.session import Session
-from hil.node.shots import Action, Decode, Release, Reply, StampFrame, StampShot, Start
+from hil.node.shots import Action, Decode, Hold, Release, Reply, StampFrame, StampShot, Start
 from hil.node.stamps import StampWriter
 from hil.node.worker import WorkerProcess, WorkerSetup
 from hil.timebase import PS_PER_S, PS_PER_US, monotonic_ps
@@ -35,8 +35,14 @@ from hil.wire.rpc_batch import enqueue_row_bytes, get_row_bytes
 FRAMES_IN_A_ROW: Final = 4
 """Frames served before workers and timers get their turn."""
 
-SPIN_PS: Final = 150 * PS_PER_US
+POLL_PS: Final = 150 * PS_PER_US
 """The loop does not sleep into the last part of a wait: the kernel wakes it too late."""
+
+SPIN_PS: Final = 30 * PS_PER_US
+"""In the very last part it watches nothing but the clock."""
+
+IN_PLACE_PS: Final = 100 * PS_PER_US
+"""So short a hold is spun away on the spot: the way through the loop would add to it."""
 
 _IDLE_S: Final = 0.25
 _WORKER_START_S: Final = 120.0
@@ -120,7 +126,10 @@ class Server:
         workers = list(self._workers)
         listen: list[Any] = [self._endpoint.fileno(), control, *workers]
         while True:
-            readable, _, _ = select.select(listen, (), (), self._patience_s())
+            timeout_s = self._pause_s()
+            while self._hold and self._hold[0][0] <= monotonic_ps():
+                heapq.heappop(self._hold)[2]()
+            readable, _, _ = select.select(listen, (), (), timeout_s)
             for worker in workers:
                 if worker in readable:
                     self._take_result(worker)
@@ -129,11 +138,7 @@ class Server:
                 if not completions:
                     break
                 self._take_frame(completions[0])
-            now_ps = monotonic_ps()
-            while self._hold and self._hold[0][0] <= now_ps:
-                heapq.heappop(self._hold)[2]()
-                now_ps = monotonic_ps()
-            self._do(self._session.tick(now_ps))
+            self._do(self._session.tick(monotonic_ps()))
             if control in readable:
                 more = os.read(control, 4096)
                 said += more
@@ -154,20 +159,31 @@ class Server:
 
     # -- the loop -----------------------------------------------------------------------------
 
-    def _patience_s(self) -> float:
-        if self._config.spin:
-            return 0.0
+    def _pause_s(self) -> float:
+        """How long to wait for descriptors; an instant that is very near is waited for here."""
         timers = [self._hold[0][0]] if self._hold else []
         session_ps = self._session.next_timer_ps()
         if session_ps is not None:
             timers.append(session_ps)
         if not timers:
-            return _IDLE_S
-        wait_ps = min(timers) - monotonic_ps() - SPIN_PS
-        return min(_IDLE_S, max(0, wait_ps) / PS_PER_S)
+            return 0.0 if self._config.spin else _IDLE_S
+        due_ps = min(timers)
+        wait_ps = due_ps - monotonic_ps()
+        if wait_ps < SPIN_PS:
+            while monotonic_ps() < due_ps:
+                pass
+            return 0.0
+        return 0.0 if self._config.spin else min(_IDLE_S, max(0, wait_ps - POLL_PS) / PS_PER_S)
 
-    def _later(self, due_ps: int, call: Callable[[], None]) -> None:
-        heapq.heappush(self._hold, (due_ps, next(self._order), call))
+    def _later(self, delay_ps: int, call: Callable[[], None]) -> None:
+        """Call ``call`` after ``delay_ps``; holds of one hop end in the order of their begin."""
+        due_ps = monotonic_ps() + delay_ps
+        if delay_ps <= IN_PLACE_PS and not self._hold:
+            while monotonic_ps() < due_ps:
+                pass
+            call()
+        else:
+            heapq.heappush(self._hold, (due_ps, next(self._order), call))
 
     def _take_result(self, worker: WorkerProcess) -> None:
         answer = worker.receive()
@@ -185,7 +201,7 @@ class Server:
         if self._delays.deliver_ps:
             delay_ps = self._delays.of("deliver", self._session.shot_of(completion.header))
         if delay_ps:
-            self._later(completion.t_rx_ps + delay_ps, lambda: self._deliver(completion))
+            self._later(delay_ps, lambda: self._deliver(completion))
         else:
             self._deliver(completion)
 
@@ -207,8 +223,16 @@ class Server:
                     self._stamps.frame(action.counter, action.t_rx_ps, action.t_visible_ps)
                 case Start():
                     self._start(action)
+                case Hold():
+                    self._hold_window(action)
                 case StampShot():
                     self._stamps.shot(action.shot, action.row)
+
+    def _hold_window(self, held: Hold) -> None:
+        def release() -> None:
+            self._do(self._session.eligible(held.shot, monotonic_ps()))
+
+        self._later(held.delay_ps, release)
 
     def _start(self, job: Start) -> None:
         for worker, fallback in self._workers.items():
@@ -224,7 +248,7 @@ class Server:
             return
         delay_ps = self._delays.of("reply", reply.shot)
         if delay_ps:
-            self._later(monotonic_ps() + delay_ps, lambda: self._send_answer(reply))
+            self._later(delay_ps, lambda: self._send_answer(reply))
         else:
             self._send_answer(reply)
 
@@ -233,7 +257,7 @@ class Server:
         t_reply_tx_ps = monotonic_ps()
         delay_ps = self._delays.of("downlink", reply.shot)
         if delay_ps:
-            self._later(t_reply_tx_ps + delay_ps, lambda: self._endpoint.post_send(reply.data))
+            self._later(delay_ps, lambda: self._endpoint.post_send(reply.data))
         else:
             self._endpoint.post_send(reply.data)
         self._do(self._session.reply_sent(reply.shot, t_reply_tx_ps))

@@ -23,6 +23,7 @@ from hil.node.shots import (
     Answerer,
     Asked,
     Decode,
+    Hold,
     Outcome,
     Release,
     Shot,
@@ -97,6 +98,13 @@ class Session:
             return actions + self._declare(shot, full, undeliverable=True)
         busy = self._intake.reply_to(read.request_id, read.ptp_timestamp, Status.BUSY)
         return [*actions, busy, *self._declare(shot, full)]
+
+    def eligible(self, number: int, now_ps: int) -> list[Action]:
+        """The window of shot ``number`` was held long enough (``Hold``)."""
+        shot = self._shots.get(number)
+        if shot is None or shot.outcome is not None:  # declared while it was held
+            return []
+        return self._follow(self._windows.eligible(shot, now_ps))
 
     def primary_done(self, number: int, result: Decode, now_ps: int) -> list[Action]:
         """A primary worker is done with shot ``number``; an empty prediction means it raised."""
@@ -179,13 +187,18 @@ class Session:
         before = (1 << block) - 1
         gap = arrival is Arrival.GAP or (shot.received & before) != before
         shot.received |= 1 << block
-        status = Status.SYNDROMES_DROPPED if gap else Status.OK
-        actions: list[Action] = [self._intake.reply(request, status)]
-        if shot.received == self._all_blocks:
-            del self._collecting[shot.number]
-            shot.n_events = int(np.count_nonzero(shot.bits))
-            actions += self._follow(self._windows.complete(shot, now_ps))
-        return actions
+        reply = self._intake.reply(request, Status.SYNDROMES_DROPPED if gap else Status.OK)
+        if shot.received != self._all_blocks:
+            return [reply]
+        del self._collecting[shot.number]
+        shot.n_events = int(np.count_nonzero(shot.bits))
+        return [*self._complete(shot, now_ps), reply]  # the window first: it is waited for
+
+    def _complete(self, shot: Shot, now_ps: int) -> list[Action]:
+        delay_ps = self._config.delays.of("queue", shot.number)
+        if delay_ps:
+            return [Hold(shot.number, delay_ps)]
+        return self._follow(self._windows.eligible(shot, now_ps))
 
     def _place(self, shot: Shot, request: EnqueueSyndromes, block: int) -> None:
         index = self._config.detector_index[block]

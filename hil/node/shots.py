@@ -1,14 +1,13 @@
 """One shot inside the node: what has arrived, who works on it, how it was settled; and the actions.
 
-A shot walks ``COLLECTING -> HELD -> QUEUED``; it is *settled* as soon as it has an ``Outcome`` (an
-answer or a declared non-answer, exactly one), and *closed* when its reply has been sent and no
-worker is busy with it any more.
+A shot is *settled* as soon as it has an ``Outcome`` (an answer or a declared non-answer, exactly
+one), and *closed* when its reply has been sent and no worker is busy with it any more.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum, IntEnum, auto
+from enum import IntEnum
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -28,14 +27,6 @@ class Answerer(IntEnum):
     PRIMARY = 0
     FALLBACK = 1
     UNANSWERED = 2
-
-
-class Phase(Enum):
-    """Where the window of a shot is, until it is settled."""
-
-    COLLECTING = auto()
-    HELD = auto()
-    QUEUED = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +64,6 @@ class Shot:
     number: int
     bits: NDArray[np.uint8]  # one byte per detector
     received: int = 0  # bit k: block k is in
-    phase: Phase = Phase.COLLECTING
     slots: list[int] = field(default_factory=list)
     t0_last_ps: int = 0
     n_events: int = -1
@@ -136,6 +126,14 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """The window of ``shot`` is complete: call ``eligible`` so much later (injected delay)."""
+
+    shot: int
+    delay_ps: int
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """These memory slots may be written again."""
 
@@ -159,4 +157,4 @@ class StampShot:
     row: dict[str, object]
 
 
-Action: TypeAlias = Reply | Start | Release | StampFrame | StampShot
+Action: TypeAlias = Reply | Start | Hold | Release | StampFrame | StampShot

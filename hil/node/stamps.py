@@ -66,13 +66,25 @@ def create_stamp_file(n_frames: int, n_shots: int, prediction_bytes: int) -> Pat
     """Create a stamp file of that capacity in shared memory (or the temporary directory).
 
     The creator unlinks it as soon as both sides have it mapped.
+
+    Raises:
+        NodeError: there is no room for it.
     """
     shared = Path("/dev/shm")  # noqa: S108 - a unique name is drawn by mkstemp
     directory = shared if shared.is_dir() and os.access(shared, os.W_OK) else None
     descriptor, name = tempfile.mkstemp(prefix="hil-stamps-", dir=directory)
     with os.fdopen(descriptor, "r+b") as file:
         size = _size(n_frames, n_shots, prediction_bytes)
-        os.truncate(file.fileno(), size)
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)  # a hole would be a SIGBUS later
+        except OSError as error:
+            Path(name).unlink()
+            raise NodeError(
+                "no room for the stamp file",
+                where=name,
+                got=f"{size} bytes: {error}",
+                fix="lower stamp_shots, or free shared memory",
+            ) from error
         with mmap.mmap(file.fileno(), size) as memory:
             header = np.zeros(1, HEADER)
             header[0] = (MAGIC, n_frames, n_shots, prediction_bytes)

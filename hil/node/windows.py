@@ -1,4 +1,4 @@
-"""Complete windows on their way to a decoder: hold, queue, deadline policy, second opinion.
+"""Complete windows on their way to a decoder: queue, deadline policy, second opinion.
 
 Pure: time passed in, steps out. In mode ``decide`` the policy ends the wait of a window when its
 time has come; in mode ``measure`` (and with policy ``never``) the primary answers whenever it is
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from gpu_decoder.policy import Action as PolicyAction
 from gpu_decoder.policy import DeadlinePolicy, Do, PolicyConfig
 from hil.node.config import NodeConfig
-from hil.node.shots import Phase, Shot
+from hil.node.shots import Shot
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +55,13 @@ class Windows:
                 way_back_pred_ps=config.way_back_pred_ps,
             )
         )
-        self._held: deque[tuple[int, Shot]] = deque()  # (eligible at ps, shot), instants rise
         self._second: deque[Shot] = deque()
         self._second_running = 0
 
-    def complete(self, shot: Shot, now_ps: int) -> list[Take | Decide]:
-        """All blocks of ``shot`` are in at ``now_ps``. Shots must come in rising order."""
-        due_ps = now_ps + self._config.delays.of("queue", shot.number)
-        if self._held:
-            due_ps = max(due_ps, self._held[-1][0])
-        shot.phase = Phase.HELD
-        self._held.append((due_ps, shot))
-        return self._release_held(now_ps)
+    def eligible(self, shot: Shot, now_ps: int) -> list[Take | Decide]:
+        """A worker may take ``shot`` from ``now_ps`` on. Shots must come in rising order."""
+        shot.queue_depth = self._policy.backlog
+        return self._steps(self._ready(shot, now_ps), now_ps)
 
     def primary_done(self, shot: Shot, now_ps: int) -> list[Take | Decide]:
         """The primary worker of ``shot`` is idle again."""
@@ -87,27 +82,11 @@ class Windows:
 
     def tick(self, now_ps: int) -> list[Take | Decide]:
         """Time has passed. Call after completions and ready windows of the same instant."""
-        steps = self._release_held(now_ps)
-        return steps + self._steps(self._policy.tick(now_ps), now_ps)
+        return self._steps(self._policy.tick(now_ps), now_ps)
 
     def next_timer_ps(self) -> int | None:
         """When ``tick`` is needed next, or ``None``."""
-        timers = [self._held[0][0]] if self._held else []
-        policy_ps = self._policy.next_timer_ps()
-        if policy_ps is not None:
-            timers.append(policy_ps)
-        return min(timers, default=None)
-
-    def _release_held(self, now_ps: int) -> list[Take | Decide]:
-        steps: list[Take | Decide] = []
-        while self._held and self._held[0][0] <= now_ps:
-            _, shot = self._held.popleft()
-            if shot.outcome is not None:  # declared while it was held
-                continue
-            shot.phase = Phase.QUEUED
-            shot.queue_depth = self._policy.backlog
-            steps += self._steps(self._ready(shot, now_ps), now_ps)
-        return steps
+        return self._policy.next_timer_ps()
 
     def _ready(self, shot: Shot, now_ps: int) -> list[PolicyAction]:
         config = self._config

@@ -78,6 +78,9 @@ class StageExecutor(Protocol):
 
     name: str
 
+    def __init__(self, pipeline: Pipeline) -> None:
+        """An executor with empty queues."""
+
     def run(self, workloads: Iterator[Workload]) -> Iterator[Timeline]:
         """Pull workloads as needed and yield one timeline for each, in order."""
 

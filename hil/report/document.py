@@ -67,7 +67,7 @@ class RunFacts:
         workload: what was streamed (circuit, distance, rounds, noise, cadence), name and text.
         executed: requested and executed parts.
         faults: injected faults.
-        detectors: counters of everything that watches for faults, name and events.
+        detectors: counters of link and node and of all that watches for faults, name and events.
         evidence: evidence class per stage and link.
         provenance: identities and hashes, name and text.
         seeds: named seeds.

@@ -12,7 +12,7 @@ from hil.report.document import Document
 def render(document: Document) -> str:
     """The document as JSON text; the same document gives the same bytes.
 
-    A figure is ``{"value": number or null, "text": text}``. ``null`` with text ``unanswered``
+    A figure is ``{"value": number or null, "text": text}``. ``null`` with text ``never``
     stands for infinity (a quantile that falls on unanswered shots), with ``-`` for no value.
     """
     plain = _plain(dataclasses.asdict(document))

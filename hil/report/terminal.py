@@ -142,8 +142,8 @@ def _figures(document: Document, width: int) -> Table:
     bound = percent(document.bound_confidence)
     logical = document.logical
     rows = [
-        (f"logical errors per shot (two-sided {bound})", logical.per_shot),
-        (f"logical errors per round (r = {logical.rounds})", logical.per_round),
+        (f"LER per shot (two-sided {bound})", logical.per_shot),
+        (f"LER per round (r = {logical.rounds})", logical.per_round),
         *((f"{row.name} ({bound})", row) for row in (*document.rates, document.backlog) if row),
     ]
     for name, row in rows:

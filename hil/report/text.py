@@ -7,7 +7,7 @@ from typing import Final
 
 from hil.units import format_time
 
-UNANSWERED: Final = "unanswered"
+NEVER: Final = "never"
 """Shown where a quantile falls on shots that were never answered."""
 _TIMES: Final = (("s", 10**12), ("ms", 10**9), ("us", 10**6), ("ns", 10**3))
 NONE: Final = "-"
@@ -17,13 +17,13 @@ def figure(value: float | None, unit: str) -> str:
     """A figure with its unit.
 
     Args:
-        value: the number; ``None`` gives ``-``, infinity ``unanswered``.
+        value: the number; ``None`` gives ``-``, infinity ``never``.
         unit: ``ps``, ``ps/shot``, ``1`` (rate) or ``count``.
     """
     if value is None:
         return NONE
     if math.isinf(value):
-        return UNANSWERED
+        return NEVER
     if unit == "ps":
         return duration(int(value))
     if unit == "ps/shot":
@@ -94,12 +94,14 @@ def percent(confidence: float) -> str:
 
 
 def _slope(value: float) -> str:
-    """Time per shot with three significant digits, in ps or ns."""
+    """Time per shot with three significant digits."""
     if value == 0:
         return "0 ps/shot"
-    scaled, unit = (value / 1000, "ns") if abs(value) >= 1000 else (value, "ps")
+    size = abs(value)
+    unit, factor = next((t for t in _TIMES if size >= 0.9995 * t[1]), ("ps", 1))
+    scaled = value / factor
     if abs(scaled) < 1e-3:
         mantissa, exponent = f"{scaled:.2e}".split("e")
         return f"{mantissa}e{int(exponent)} {unit}/shot"
-    places = max(0, 2 - math.floor(math.log10(abs(scaled))))
+    places = max(0, 2 - math.floor(math.log10(abs(scaled) * 1.0005)))
     return f"{scaled:,.{places}f} {unit}/shot"

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-
-import numpy as np
 
 from hil.report.build import build
 from hil.report.document import Document, EvidenceRow, Executed, FaultRow, RunFacts
 from hil.report.write import write_all
 from hil.run import provenance
 from hil.scenario.model import DelayFault, Scenario
-from hil.timebase import MISSING_PS
-from hil.trace.extras import HopSummary, TraceExtras
-from hil.trace.meta import TraceMeta
-from hil.trace.schema import block, clip, code
 from hil.units import format_ps
-from hil.verdict.judge import Judgement, Verdict
-from hil.verdict.measured import NotMeasuredError
-from hil.verdict.metrics import LATENCIES, Metrics
+from hil.verdict.judge import Verdict
 
 if TYPE_CHECKING:
     from hil.run.runner import Outcome, Rig
@@ -33,98 +23,11 @@ _EXIT_STATUS: Final = {
     Verdict.RIG_ERROR: "rig_error",
     Verdict.SKIP: "inconclusive",
 }
-_TRACE_VERDICT: Final = {
-    Verdict.PASS: "pass",
-    Verdict.FAIL: "fail",
-    Verdict.INCONCLUSIVE: "inconclusive",
-    Verdict.RIG_ERROR: "rig_error",
-    Verdict.SKIP: "skipped",
-}
-QUANTILES: Final = ("p50", "p99", "p99.9")
-_CONFIDENCE: Final = 0.95
 
 
 def exit_status(verdict: Verdict) -> str:
     """Root attribute ``exit_status`` of a trace with this verdict."""
     return _EXIT_STATUS[verdict]
-
-
-def trace_extras(metrics: Metrics, judgements: Sequence[Judgement], meta: TraceMeta) -> TraceExtras:
-    """Rows of /expect and distributions of /summary."""
-    summary = {}
-    for name in LATENCIES:
-        table = _summary(metrics, name)
-        if table is not None:
-            summary[name] = table
-    return TraceExtras(_expect(judgements, meta), summary)
-
-
-def _expect(judgements: Sequence[Judgement], meta: TraceMeta) -> dict[str, np.ndarray] | None:
-    if not judgements:
-        return None
-
-    def number(name: str) -> np.ndarray:
-        values = [getattr(j, name) for j in judgements]
-        return np.array([math.nan if v is None else float(v) for v in values])
-
-    def text(column: str, name: str) -> np.ndarray:
-        return np.array([clip("expect", column, str(getattr(j, name))) for j in judgements])
-
-    equals = number("equals")
-    return block(
-        "expect",
-        len(judgements),
-        meta.widths,
-        id=text("id", "id"),
-        metric=text("metric", "metric"),
-        stat=text("stat", "stat"),
-        unit=text("unit", "unit"),
-        limit_max=np.where(np.isnan(equals), number("limit_max"), equals),
-        limit_min=np.where(np.isnan(equals), number("limit_min"), equals),
-        marginal=number("marginal"),
-        measured=number("measured"),
-        ci_low=number("lower"),
-        ci_high=number("upper"),
-        confidence=number("confidence"),
-        n=np.array([j.n for j in judgements]),
-        episodes=np.array([j.episodes for j in judgements]),
-        verdict=np.array(
-            [code("expect", "verdict", _TRACE_VERDICT[j.verdict]) for j in judgements]
-        ),
-        marginal_hit=np.array([j.marginal_hit for j in judgements]),
-        reason=text("reason", "reason"),
-    )
-
-
-def _summary(metrics: Metrics, name: str) -> HopSummary | None:
-    """Distribution of one hop over all shots; ``None`` if it was never stamped."""
-    histogram = metrics.histogram(name, "all")
-    if histogram.count == 0:
-        return None
-    columns = histogram.to_arrays()
-    edges = columns["edges_ps"].astype(np.int64)
-    top = np.int64(histogram.maximum + 1)
-    rows = []
-    for stat in QUANTILES:
-        try:
-            measured = metrics.measure(f"latency.{name}", stat, _CONFIDENCE, "all")
-        except NotMeasuredError:
-            rows.append((MISSING_PS, MISSING_PS, MISSING_PS))
-            continue
-        rows.append(tuple(_ps(v) for v in (measured.value, measured.lower, measured.upper)))
-    values = np.array(rows, dtype=np.int64)
-    return HopSummary(
-        edges_ps=np.append(edges, max(top, edges[-1] + 1)),
-        counts=columns["counts"].astype(np.uint64),
-        quantiles=np.array([float(stat[1:]) / 100 for stat in QUANTILES]),
-        values_ps=values[:, 0],
-        low_ps=values[:, 1],
-        high_ps=values[:, 2],
-    )
-
-
-def _ps(value: float | None) -> int:
-    return MISSING_PS if value is None or not math.isfinite(value) else int(value)
 
 
 def build_document(outcome: Outcome) -> Document:
@@ -239,6 +142,7 @@ def _evidence(scenario: Scenario) -> tuple[EvidenceRow, ...]:
     ):
         if service is not None:
             rows.append(EvidenceRow(name, service.evidence, service.source))
+    rows.append(EvidenceRow("node: deliver, dispatch, reply", "assumed", "bind profile"))
     return tuple(rows)
 
 

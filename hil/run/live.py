@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 
 import numpy as np
@@ -23,11 +23,13 @@ from hil.node.config import Delays, NodeConfig
 from hil.rack.pipeline import Pipeline, StageExecutor, WayBack, finish
 from hil.rack.plan import MeasuredPredictions, rack_way_back_ps
 from hil.rack.timeline import I64, Path, Status, Timeline, Workload
+from hil.run.events import packet_rows
 from hil.run.feeder import MODELLED_HOPS, Chunk, Feeder, FeedPlan
 from hil.run.parts import Decoders, board_mask
-from hil.run.record import Answers
+from hil.run.record import Answers, Driven
 from hil.scenario.model import DelayFault, Scenario, StallFault
 from hil.timebase import MISSING_PS, PS_PER_MS, PS_PER_S, PS_PER_US, monotonic_ps
+from hil.trace.column import ByteWidths, Record
 
 _LEAD_PS = 300 * PS_PER_MS
 _WAKE_UP_PS = 200 * PS_PER_US
@@ -98,7 +100,7 @@ def node_config(
         primary_pred_ps=predictions.primary_ps,
         way_back_pred_ps=predictions.way_back_ps,
         fallback_pred=((0, predictions.fallback_ps),),
-        gap_timeout_ps=max(500 * PS_PER_MS, 4 * spacing_ps),
+        gap_timeout_ps=max(2 * PS_PER_S, 8 * spacing_ps),
         answer_timeout_ps=max(5 * PS_PER_S, 8 * spacing_ps),
         delays=_delays(scenario),
     )
@@ -131,7 +133,9 @@ class LiveRun:
     executor: StageExecutor
     config: NodeConfig
     predictions: Predictions
+    widths: ByteWidths | None = None
     spin: bool = False
+    wall_start_ps: int = 0
     lost_node: str = ""
     undetected: int = 0
     way_back: WayBack = field(default_factory=WayBack)
@@ -140,7 +144,7 @@ class LiveRun:
     fingerprints: dict[str, dict[str, str]] = field(default_factory=dict)
     node_pid: int = 0
 
-    def drive(self) -> Iterator[tuple[ShotBatch, Timeline, Answers]]:
+    def drive(self) -> Iterator[Driven]:
         """Run all shots.
 
         Raises:
@@ -151,14 +155,18 @@ class LiveRun:
             self.fingerprints = client.fingerprints()
             self.node_pid = client.node_pid
             feeder.warm_up()
-            wall_start_ps = monotonic_ps() + _LEAD_PS
-            feeder.start(wall_start_ps)
-            yield from self._exchange(feeder, client, wall_start_ps)
+            self._warm_up()
+            self.wall_start_ps = monotonic_ps() + _LEAD_PS
+            feeder.start(self.wall_start_ps)
+            yield from self._exchange(feeder, client)
             self._collect(client)
 
-    def _exchange(
-        self, feeder: Feeder, client: RackClient, wall_start_ps: int
-    ) -> Iterator[tuple[ShotBatch, Timeline, Answers]]:
+    def _warm_up(self) -> None:
+        """Compile the executor off the clock: a pause of the sender would tear shots apart."""
+        work = self.feed.source.rack_only(0, 0, 2)
+        list(type(self.executor)(self.pipeline).run(iter([work])))
+
+    def _exchange(self, feeder: Feeder, client: RackClient) -> Iterator[Driven]:
         sent: deque[Chunk] = deque()
         chunks = feeder.chunks()
         pace = self.feed.pace
@@ -170,7 +178,7 @@ class LiveRun:
                     chunk.batch.first_shot,
                     chunk.enqueue,
                     chunk.get,
-                    wall_start_ps + chunk.send_ps * pace,
+                    self.wall_start_ps + chunk.send_ps * pace,
                 )
 
         loss: list[NodeLostError] = []
@@ -184,14 +192,13 @@ class LiveRun:
                     return
                 except NodeLostError as error:
                     loss.append(error)
-                    if error.partial is not None:
-                        yield sent.popleft(), error.partial
+                    yield from _split(error.partial, sent)
                     return
                 self._audit(exchange)
                 yield sent.popleft(), exchange
 
         if pace == 1:
-            yield from (self._on_the_wall(c, e, wall_start_ps) for c, e in exchanges())
+            yield from (self._on_the_wall(c, e) for c, e in exchanges())
         else:
             yield from self._in_scenario_time(exchanges())
         if loss:
@@ -208,11 +215,9 @@ class LiveRun:
 
     # -- pace 1: the wall clock is the scenario clock -----------------------------------------
 
-    def _on_the_wall(
-        self, chunk: Chunk, got: Exchange, wall_start_ps: int
-    ) -> tuple[ShotBatch, Timeline, Answers]:
+    def _on_the_wall(self, chunk: Chunk, got: Exchange) -> Driven:
         def scenario_ps(wall: I64) -> I64:
-            return np.where(wall == MISSING_PS, MISSING_PS, wall - wall_start_ps)
+            return np.where(wall == MISSING_PS, MISSING_PS, wall - self.wall_start_ps)
 
         path, reason = got.path.copy(), got.reason.copy()
         times = finish(
@@ -235,13 +240,11 @@ class LiveRun:
             reply=(scenario_ps(got.t_reply_tx_ps), scenario_ps(got.t_reply_rx_ps)),
         )
         answers = self._answers(times.path, got, got.prediction_b8)
-        return self._with_lost_node(chunk, times, answers)
+        return self._with_lost_node(chunk, times, answers, self._packets(chunk, got))
 
     # -- any other pace: measured durations, scenario time ------------------------------------
 
-    def _in_scenario_time(
-        self, exchanges: Iterator[tuple[Chunk, Exchange]]
-    ) -> Iterator[tuple[ShotBatch, Timeline, Answers]]:
+    def _in_scenario_time(self, exchanges: Iterator[tuple[Chunk, Exchange]]) -> Iterator[Driven]:
         under_way: deque[tuple[Chunk, Exchange]] = deque()
         last_ends = np.full(self.pipeline.policy.primary_workers, MISSING_PS, dtype=np.int64)
 
@@ -257,7 +260,8 @@ class LiveRun:
             times = _declared(scheduled, gone, got.reason) if gone.any() else scheduled
             fallback = (times.path == Path.FALLBACK)[:, None]
             bits = np.where(fallback, got.fallback_prediction_b8, got.primary_prediction_b8)
-            yield self._with_lost_node(chunk, times, self._answers(times.path, got, bits))
+            answers = self._answers(times.path, got, bits)
+            yield self._with_lost_node(chunk, times, answers, self._packets(chunk, got))
 
     def _measured(self, chunk: Chunk, got: Exchange, last_ends: I64) -> Workload:
         """Durations of the exchange as samples; 0 (1 for services) where nothing was measured."""
@@ -296,16 +300,28 @@ class LiveRun:
         bits = np.where((path == Path.UNANSWERED)[:, None], np.uint8(0), bits)
         return Answers(bits, self.decoders.requested(path), executed)
 
+    def _packets(self, chunk: Chunk, got: Exchange) -> Record:
+        if self.widths is None:
+            return {}
+        rows = packet_rows(
+            got,
+            wall_start_ps=self.wall_start_ps,
+            psn_start=self.config.psn_start_up,
+            message_bytes=chunk.enqueue.shape[2],
+            widths=self.widths,
+        )
+        return {"packets": rows}
+
     def _with_lost_node(
-        self, chunk: Chunk, times: Timeline, answers: Answers
-    ) -> tuple[ShotBatch, Timeline, Answers]:
+        self, chunk: Chunk, times: Timeline, answers: Answers, extra: Record
+    ) -> Driven:
         """Shots that a dead node left: void, or answered here if the scenario says so."""
         gone = times.reason == Reason.DEVICE_LOST
         if not gone.any():
-            return chunk.batch, times, answers
+            return Driven(chunk.batch, times, answers, extra)
         if self.scenario.system.decoder.on_node_lost == "fail":
             status = np.where(gone, np.uint8(Status.VOID), times.status)
-            return chunk.batch, replace(times, status=status), answers
+            return Driven(chunk.batch, replace(times, status=status), answers, extra)
         decoded = self.decoders.primary.decode_batch(chunk.batch.detectors_b8[gone])
         bits, executed, requested = (
             answers.predictions_b8.copy(),
@@ -316,13 +332,14 @@ class LiveRun:
         requested[gone] = self.decoders.requested(np.zeros(1, dtype=np.uint8))[0]
         status = np.where(gone, np.uint8(Status.CONCEALED), times.status)
         path = np.where(gone, np.uint8(Path.FALLBACK), times.path)
-        return (
+        return Driven(
             chunk.batch,
             replace(times, status=status, path=path),
             Answers(bits, requested, executed),
+            extra,
         )
 
-    def _in_process(self, chunk: Chunk) -> tuple[ShotBatch, Timeline, Answers]:
+    def _in_process(self, chunk: Chunk) -> Driven:
         """A chunk that was never sent because the node is gone."""
         n, r = chunk.intended_ps.shape
         missing = np.full((n, r), MISSING_PS, dtype=np.int64)
@@ -341,7 +358,7 @@ class LiveRun:
         width = -(-self.code.n_observables // 8)
         none = np.zeros(n, dtype=np.uint8)
         return self._with_lost_node(
-            chunk, times, Answers(np.zeros((n, width), dtype=np.uint8), none, none)
+            chunk, times, Answers(np.zeros((n, width), dtype=np.uint8), none, none), {}
         )
 
     def _collect(self, client: RackClient) -> None:
@@ -357,6 +374,21 @@ class LiveRun:
                 "packets.duplicate": node.get("duplicate", 0),
                 "packets.reordered": node.get("reordered", 0),
             }
+
+
+def _split(partial: Exchange | None, sent: deque[Chunk]) -> Iterator[tuple[Chunk, Exchange]]:
+    """What was known when the node died, chunk by chunk."""
+    start = 0
+    while partial is not None and start < partial.n_shots:
+        chunk = sent.popleft()
+        stop = start + chunk.batch.n_shots
+        columns = {
+            f.name: getattr(partial, f.name)[start:stop]
+            for f in fields(Exchange)
+            if f.name != "first_shot"
+        }
+        yield chunk, Exchange(first_shot=chunk.batch.first_shot, **columns)
+        start = stop
 
 
 def _declared(times: Timeline, gone: np.ndarray, reason: np.ndarray) -> Timeline:

@@ -49,6 +49,23 @@ class Answers:
     executed: U8
 
 
+@dataclass(frozen=True, slots=True)
+class Driven:
+    """One batch as a driver yields it.
+
+    Attributes:
+        batch: the shots.
+        times: their stamps and fates.
+        answers: their answers.
+        extra: rows of further streams (packets of a live run).
+    """
+
+    batch: ShotBatch
+    times: Timeline
+    answers: Answers
+    extra: Record = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class RecordBuilder:
     """Builds records by one set of rules.
@@ -79,15 +96,16 @@ class RecordBuilder:
     fault_from: int | None = None
     stalled: frozenset[int] = field(default_factory=frozenset)
 
-    def build(self, batch: ShotBatch, times: Timeline, answers: Answers) -> tuple[Record, Windows]:
+    def build(self, driven: Driven) -> tuple[Record, Windows]:
         """One record, and the stamps of each shot's last block for the metrics."""
+        batch, times, answers = driven.batch, driven.times, driven.answers
         shots = self._shots(batch, times, answers)
         windows = {
             name: (getattr(times, name)[:, -1] if k < 5 else getattr(times, name))
             for k, name in enumerate(STAMPS)
         }
         keep = self._kept(shots)
-        record: Record = {"shots": shots}
+        record: Record = {"shots": shots, **driven.extra}
         if keep.size:
             record["rounds"] = self._rounds(batch, times, shots, keep)
             record["syndromes"] = self._syndromes(batch, keep)
@@ -243,8 +261,9 @@ class Audit:
         )
     )
 
-    def update(self, record: Record, times: Timeline, answers: Answers) -> None:
+    def update(self, record: Record, driven: Driven) -> None:
         """Count over one batch."""
+        times, answers = driven.times, driven.answers
         self.counts["decoder.backend_mismatch"] += int(
             (answers.requested != answers.executed).sum()
         )

@@ -9,21 +9,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hil.device.circuits import CodeCircuit
-from hil.device.sampler import BlockCutter, ShotBatch, StimSampler
+from hil.device.sampler import BlockCutter, StimSampler
 from hil.errors import HilError, UsageError
 from hil.rack.plan import WorkloadSource, build_pipeline, choose_executor
-from hil.rack.timeline import Timeline
 from hil.report.document import Document
 from hil.run import facts, provenance, virtual
+from hil.run.events import fault_rows
 from hil.run.parts import Decoders, board_mask, build_circuit, build_decoders, build_recorder
-from hil.run.record import Answers, Audit
+from hil.run.record import Audit, Driven
 from hil.scenario.load import Loaded, load_scenario
+from hil.trace.column import ByteWidths
 from hil.trace.meta import TraceMeta
 from hil.trace.writer import TraceWriter
 from hil.verdict.judge import Judgement, Verdict, exit_code, judge, limits_of, run_verdict
 from hil.verdict.metrics import Metrics
+from hil.verdict.summary import extras
 
-Batches = Iterator[tuple[ShotBatch, Timeline, Answers]]
+Batches = Iterator[Driven]
 Progress = Callable[[int, int], None]
 
 
@@ -121,7 +123,7 @@ def execute(loaded: Loaded, options: RunOptions) -> Outcome:
     rig = build_rig(loaded)
     directory = _directory(loaded, options.out)
     meta = build_meta(rig)
-    batches = _driver(rig)
+    batches = _driver(rig, meta.widths)
     directory.mkdir(parents=True, exist_ok=True)
     record = loaded.scenario.run.record
     writer = TraceWriter.create(
@@ -137,7 +139,7 @@ def execute(loaded: Loaded, options: RunOptions) -> Outcome:
         judgements = _judge(rig)
         trace = writer.close(
             facts.exit_status(run_verdict(judgements)),
-            facts.trace_extras(rig.metrics, judgements, meta),
+            extras(rig.metrics, judgements),
         )
     wall_s = time.monotonic() - begin
     return Outcome(rig, meta, judgements, directory, trace, writer.content_id, wall_s)
@@ -201,13 +203,13 @@ def build_meta(rig: Rig) -> TraceMeta:
     )
 
 
-def _driver(rig: Rig) -> Batches:
+def _driver(rig: Rig, widths: ByteWidths) -> Batches:
     """The virtual or the live driver of this scenario, ready to be pulled."""
     scenario = rig.loaded.scenario
     source = WorkloadSource(scenario)
     largest = int(rig.code.block_bits.max())
     if rig.loaded.profile.live:
-        return _live(rig, source, largest)
+        return _live(rig, source, largest, widths)
     pipeline = build_pipeline(scenario, largest)
     executor, rig.executor_why = choose_executor(scenario, pipeline)
     rig.executor = executor.name
@@ -218,7 +220,7 @@ def _driver(rig: Rig) -> Batches:
     return virtual.drive(sampler, source, executor, rig.decoders, scenario.run.shots)
 
 
-def _live(rig: Rig, source: WorkloadSource, largest: int) -> Batches:
+def _live(rig: Rig, source: WorkloadSource, largest: int, widths: ByteWidths) -> Batches:
     from hil.run import live
     from hil.run.feeder import FeedPlan
 
@@ -239,11 +241,8 @@ def _live(rig: Rig, source: WorkloadSource, largest: int) -> Batches:
         executor=executor,
         config=live.node_config(scenario, rig.code, predictions, pace),
         predictions=predictions,
+        widths=widths if "packets" in scenario.run.record.streams else None,
     )
-    if pace != 1:
-        rig.remarks.append(
-            f"wall timing informational: pace {pace}; times are measured durations in scenario time"
-        )
     try:
         yield from run.drive()
     finally:
@@ -264,15 +263,18 @@ def _drive(
     recorder = build_recorder(scenario, BlockCutter(rig.code), meta.widths)
     total = scenario.run.shots
     try:
-        for batch, times, answers in batches:
-            record, windows = recorder.build(batch, times, answers)
+        faults = fault_rows(scenario.faults, scenario.system.qpu, meta.widths)
+        for driven in batches:
+            record, windows = recorder.build(driven)
+            if faults is not None:
+                record["faults"], faults = faults, None
             if not writer.append(record, block=not rig.loaded.profile.live):
                 rig.details["recorder.overflow_batches"] = (
                     rig.details.get("recorder.overflow_batches", 0) + 1
                 )
             rig.metrics.update(record["shots"], windows)
-            rig.audit.update(record, times, answers)
-            rig.shots_done += batch.n_shots
+            rig.audit.update(record, driven)
+            rig.shots_done += driven.batch.n_shots
             progress(rig.shots_done, total)
     except UsageError:
         raise

@@ -18,7 +18,7 @@ from hil.rack.pipeline import StageExecutor
 from hil.rack.plan import WorkloadSource
 from hil.rack.timeline import Path, Timeline, Workload
 from hil.run.parts import Decoders
-from hil.run.record import Answers
+from hil.run.record import Answers, Driven
 
 
 def drive(
@@ -27,7 +27,7 @@ def drive(
     executor: StageExecutor,
     decoders: Decoders,
     n_shots: int,
-) -> Iterator[tuple[ShotBatch, Timeline, Answers]]:
+) -> Iterator[Driven]:
     """Run ``n_shots`` shots and yield them batch by batch."""
     under_way: deque[tuple[ShotBatch, DecodedBatch]] = deque()
 
@@ -38,7 +38,7 @@ def drive(
 
     for times in executor.run(workloads()):
         batch, decoded = under_way.popleft()
-        yield batch, times, _answers(batch, times, decoded, decoders)
+        yield Driven(batch, times, _answers(batch, times, decoded, decoders))
 
 
 def _answers(

@@ -22,7 +22,10 @@ class RackBinding(Spec):
         default="auto", description="Which executor of the stages runs."
     )
     pace: int = Field(
-        default=1, ge=1, description="Wall time = pace x scenario time (live network only)."
+        default=1,
+        ge=1,
+        le=10**6,
+        description="Wall time = pace x scenario time (live network only).",
     )
 
 

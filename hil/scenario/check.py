@@ -35,6 +35,9 @@ from hil.units import format_time
 S = TypeVar("S", bound=Spec)
 
 FULL_LOAD = 1.0
+_LONGEST_RUN_PS = 2**62
+"""Half of the range, so that sums of a time and a latency fit as well."""
+
 HIGH_LOAD = 0.9
 """Load of the primary workers from which a warning is given."""
 
@@ -124,6 +127,8 @@ def check_parts(parts: Parts, document: Document) -> Iterator[Problem]:
         if parts.qpu is not None and parts.decoder is not None:
             yield from _check_load(parts.bind, parts.decoder, parts.qpu, document)
     if parts.run is not None:
+        if parts.qpu is not None:
+            yield from _check_length(parts.qpu, parts.run, document)
         yield from _check_faults(parts.faults, parts.run, document)
         yield from check_expectations(parts.expect, parts.run, document)
 
@@ -139,6 +144,20 @@ def _check_cadence(qpu: QpuSpec, document: Document) -> Iterator[Problem]:
             allowed=f">= {format_time(need)} = ({qpu.circuit.rounds} + 1) x "
             f"{format_time(qpu.round_period_ps)}",
             fix=f"write shot_period: {format_time(need)} or more",
+        )
+
+
+def _check_length(qpu: QpuSpec, run: RunSpec, document: Document) -> Iterator[Problem]:
+    """Times are 64 bit counts of picoseconds: 106 days."""
+    most = _LONGEST_RUN_PS // qpu.shot_period_ps
+    if run.shots > most:
+        yield document.problem(
+            "E205",
+            ("run", "shots"),
+            "the run is longer than 64 bit times can count",
+            got=f"{run.shots} x {format_time(qpu.shot_period_ps)}",
+            allowed=f"at most {most} shots",
+            fix="lower run.shots or system.qpu.shot_period",
         )
 
 

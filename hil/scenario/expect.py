@@ -94,7 +94,7 @@ class Expectation(Spec):
     )
     max: Limit = Field(default=None, description="Largest allowed value.")
     min: Limit = Field(default=None, description="Smallest allowed value.")
-    equals: int | None = Field(default=None, ge=0, description="Exact count.")
+    equals: int | None = Field(default=None, ge=0, le=10**12, description="Exact count.")
     marginal: Limit = Field(default=None, description="A PASS beyond this value is flagged.")
     confidence: float | None = Field(
         default=None, description="One-sided confidence, between 0.5 and 1."
@@ -134,7 +134,12 @@ class Expectation(Spec):
             return None
         if from_text(info) is None or metric.kind == "count":
             return value
-        return _rate_limit(value) if metric.kind == "rate" else _time_limit(value)
+        if metric.kind == "rate":
+            return _rate_limit(value)
+        limit = _time_limit(value)
+        if metric.kind == "latency" and limit <= 0:
+            raise problem("E205", "out of range", got=str(value), allowed="> 0ps", fix="write 60us")
+        return limit
 
     @field_validator("confidence")
     @classmethod
@@ -250,7 +255,7 @@ def _rate_limit(value: object) -> object:
     return value
 
 
-def _time_limit(value: object) -> object:
+def _time_limit(value: object) -> int:
     if isinstance(value, str):
         try:
             return parse_time_ps(value)

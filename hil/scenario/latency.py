@@ -116,7 +116,7 @@ class Cycles(Spec):
     """Whole cycles of the clock of the board it runs on (``RackSpec.ticks``)."""
 
     dist: Literal["cycles"]
-    n: int = Field(ge=0, description="Number of cycles.")
+    n: int = Field(ge=0, le=10**9, description="Number of cycles.")
 
 
 class Empirical(Spec):

@@ -75,7 +75,10 @@ class RecordSpec(Spec):
         default=STREAMS, min_length=1, description="Streams to record; default all."
     )
     every: int = Field(
-        default=1000, ge=1, description="Level shots: 1 in N shots keeps its rows of rounds."
+        default=1000,
+        ge=1,
+        le=10**12,
+        description="Level shots: 1 in N shots keeps its rows of rounds.",
     )
 
 
@@ -84,7 +87,7 @@ class RunSpec(Spec):
 
     seed: int = Field(ge=0, lt=2**63, description="Root of all random numbers.")
     arrivals: Literal["open_loop"] = Field(description="Rounds never wait for answers.")
-    shots: int = Field(ge=1, description="All shots of the run, warm-up included.")
+    shots: int = Field(ge=1, le=10**12, description="All shots of the run, warm-up included.")
     warmup: WarmupSpec = Field(default=WarmupSpec(shots=0), description="Warm-up.")
     wall_ps: PeriodPs | None = Field(
         default=None, alias="wall", description="Longest wall time of the run."

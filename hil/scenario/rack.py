@@ -74,10 +74,16 @@ class StageSpec(Spec):
     at: Annotated[Names, Field(min_length=1)] = Field(description="Boards it runs on.")
     latency: Latency = Field(description="Time through the stage.")
     servers: int | None = Field(
-        default=None, ge=1, description="Items served at once; absent: pipelined, no queue."
+        default=None,
+        ge=1,
+        le=4096,
+        description="Items served at once; absent: pipelined, no queue.",
     )
     buffer: int | None = Field(
-        default=None, ge=0, description="Waiting places before it blocks; absent: unbounded."
+        default=None,
+        ge=0,
+        le=10**6,
+        description="Waiting places before it blocks; absent: unbounded.",
     )
     evidence: EvidenceField = Field(description="Where the latency comes from.")
     source: str = Field(default="", description="Who says so.")

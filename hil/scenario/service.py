@@ -175,6 +175,8 @@ class Service(Spec):
 
     @model_validator(mode="after")
     def _honest(self) -> Service:
+        if self.by_events is None and self.latency is None:
+            raise problem("E202", "missing key 'by_events'", fix="add 'by_events'", at="by_events")
         if isinstance(self.latency, Cycles):
             raise problem(
                 "E204",

@@ -70,7 +70,7 @@ class CircuitSpec(Spec):
         basis, task = data.get("basis"), data.get("task")
         if basis is None and isinstance(task, str) and task.startswith(CODE):
             return {**data, "basis": task[-1].upper()}
-        if task is None and basis in {"X", "Z"}:
+        if task is None and isinstance(basis, str) and basis in {"X", "Z"}:
             return {**data, "task": f"{CODE}_{basis.lower()}"}
         return data
 
@@ -201,7 +201,7 @@ class FallbackSpec(Spec):
 
     to: Primary = Field(description="Fallback decoder.")
     policy: Literal["on_deadline", "never"] = Field(description="Whether it is used.")
-    workers: int = Field(default=1, ge=1, description="Workers of its own.")
+    workers: int = Field(default=1, ge=1, le=256, description="Workers of its own.")
     primary_deadline_ps: PeriodPs | None = Field(
         default=None,
         alias="primary_deadline",
@@ -242,7 +242,7 @@ class DecoderSpec(Spec):
         alias="deadline", description="From the intended time of the window's last round."
     )
     window: WindowSpec = Field(description="What one decode covers.")
-    workers: int = Field(ge=1, description="Primary workers.")
+    workers: int = Field(ge=1, le=256, description="Primary workers.")
     ring: RingSpec = Field(description="Receive ring.")
     primary: Primary = Field(description="Decoder that is asked first.")
     fallback: FallbackSpec = Field(description="What answers in its place.")

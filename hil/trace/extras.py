@@ -57,9 +57,10 @@ def write_expect(target: h5py.File, rows: Block | None, *, measured: bool) -> No
     widths = ByteWidths(1, 1, 1)
     if rows is not None:
         check_record({"expect": rows}, widths)
-    datasets = layout.create_stream(target, spec, widths, measured=measured, chunk=max(1, n))
+    datasets = layout.create_stream(
+        target, spec, widths, measured=measured, chunk=max(1, n), rows=n
+    )
     for name, dataset in datasets.items():
-        dataset.resize((n,))
         if rows is not None:
             dataset[:] = np.arange(n) if name == layout.ROW else rows[name]
 

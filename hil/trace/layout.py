@@ -70,9 +70,15 @@ def stored_dtype(column: Column) -> np.dtype[Any]:
 
 
 def create_stream(
-    file: h5py.File, spec: Stream, widths: ByteWidths, *, measured: bool, chunk: int
+    file: h5py.File,
+    spec: Stream,
+    widths: ByteWidths,
+    *,
+    measured: bool,
+    chunk: int,
+    rows: int | None = None,
 ) -> dict[str, h5py.Dataset]:
-    """Create the group of a stream with empty, extensible datasets.
+    """Create the group of a stream: extensible and empty, or of exactly ``rows`` rows.
 
     Returns:
         Column name -> dataset, with the scale ``row`` among them.
@@ -81,13 +87,13 @@ def create_stream(
     write_attributes(
         group, {"NX_class": "NXdata", "signal": spec.signal, "axes": ROW, "long_name": spec.doc}
     )
-    row = _dataset(group, ROW_COLUMN, chunk, ())
+    row = _dataset(group, ROW_COLUMN, chunk, (), rows)
     row.make_scale(ROW)
     _describe(row, ROW_COLUMN, measured=measured)
     out = {ROW: row}
     for column in spec.columns.values():
         tail = () if column.width is None else (widths.of(column.width),)
-        dataset = _dataset(group, column, chunk, tail)
+        dataset = _dataset(group, column, chunk, tail, rows)
         _describe(dataset, column, measured=measured)
         attach_scale(dataset, 0, row)
         if tail:
@@ -96,15 +102,18 @@ def create_stream(
     return out
 
 
-def _dataset(group: h5py.Group, column: Column, chunk: int, tail: tuple[int, ...]) -> h5py.Dataset:
+def _dataset(
+    group: h5py.Group, column: Column, chunk: int, tail: tuple[int, ...], rows: int | None
+) -> h5py.Dataset:
     return create_column(
         group,
         column.name,
         stored_dtype(column),
-        rows=0,
+        rows=rows or 0,
         tail=tail,
         chunk=chunk,
         shuffle=encoding_of(column).shuffle,
+        extensible=rows is None,
     )
 
 

@@ -15,11 +15,12 @@ from typing import Final
 import h5py
 
 from hil.errors import TraceError
-from hil.trace.layout import COMMITS
 
 _LOCK_RETRY_S: Final = 0.02
 _LOCK_BYTE: Final = 1 << 62
 """Locked byte, far behind the end of any file; HDF5 itself locks in another way (flock)."""
+
+_written: Final[set[Path]] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +38,20 @@ class Ledger:
     commits: int
 
 
-def read_ledger(file: h5py.File) -> Ledger:
-    """Read the ledger of an open live or final file.
+def read_ledger(dataset: h5py.Dataset) -> Ledger:
+    """Read the ledger ``/commits`` of an open live or final file.
 
     A row counts once its last column (wall time) is there, so a row that a crash cut short is
     ignored.
 
     Raises:
-        TraceError: there is no ledger or no commit.
+        TraceError: there is no commit.
     """
-    if COMMITS not in file:
-        raise TraceError("no commit ledger", where=f"{file.filename}:/{COMMITS}")
-    dataset = file[COMMITS]
-    dataset.refresh()
     columns: list[str] = json.loads(dataset.attrs["columns"])
     rows = dataset[:]
     complete = rows[:, -1].nonzero()[0]
     if not len(complete):
-        raise TraceError("nothing was committed to the trace", where=str(file.filename))
+        raise TraceError("nothing was committed to the trace", where=str(dataset.file.filename))
     last = rows[complete[-1]].tolist()
     named = dict(zip(columns, last, strict=True))
     return Ledger(
@@ -74,8 +71,8 @@ def open_live(path: Path, *, patience_s: float = 5.0) -> h5py.File:
     while True:
         try:
             return h5py.File(path, "r", libver="latest", swmr=True)
-        except OSError as error:
-            young = error.errno in (errno.EAGAIN, errno.EWOULDBLOCK) or "lock" in str(error)
+        except (OSError, RuntimeError) as error:
+            young = "unable to lock file" in str(error)
             if not young or time.monotonic() > deadline:
                 raise TraceError(
                     "cannot open the live trace",
@@ -87,13 +84,25 @@ def open_live(path: Path, *, patience_s: float = 5.0) -> h5py.File:
 
 
 def hold(path: Path) -> int:
-    """Mark a live file as being written, until the returned descriptor is closed.
+    """Mark a live file as being written, until ``release``.
 
     Uses an open-file-description lock (Linux), which ends with the process, however it ends.
     """
     handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     _lock(handle)
+    _written.add(path.resolve())
     return handle
+
+
+def release(path: Path, handle: int) -> None:
+    """End what ``hold`` began."""
+    _written.discard(path.resolve())
+    os.close(handle)
+
+
+def written_here(path: Path) -> bool:
+    """Whether this very process writes the live file."""
+    return path.resolve() in _written
 
 
 def is_held(path: Path) -> bool:

@@ -7,7 +7,6 @@ is created before SWMR starts; rows go in as ready-made chunks, so HDF5 does no 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from hil.trace import layout
 from hil.trace.codec import Encoding, constant, encode, encoding_of
 from hil.trace.column import Array, Block, Column, Record
-from hil.trace.ledger import hold
+from hil.trace.ledger import hold, release
 from hil.trace.meta import TraceMeta, write_meta
 from hil.trace.schema import STREAMS
 
@@ -194,11 +193,11 @@ class LiveFile:
         """Commit the rest and close the file."""
         self.commit(overflow=overflow)
         self._file.close()
-        os.close(self._lock)
+        release(self.path, self._lock)
 
     def abandon(self) -> None:
         """Close without a commit (after an error); the ledger stays as it is."""
-        os.close(self._lock)
+        release(self.path, self._lock)
         self._file.close()
 
     def _write(self, records: Sequence[Record], overflow: int) -> None:

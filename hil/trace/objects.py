@@ -29,15 +29,22 @@ def create_column(
     tail: tuple[int, ...],
     chunk: int,
     shuffle: bool,
+    extensible: bool,
 ) -> h5py.Dataset:
-    """Create an extensible, compressed dataset of shape [rows, *tail]."""
+    """Create a chunked, compressed dataset of shape [rows, *tail].
+
+    Columns of the final file are not extensible: netCDF readers work out the size of an
+    unlimited dimension from all its columns, for each of them again. An empty column of fixed
+    size has no chunks.
+    """
     settings = h5p.create(h5p.DATASET_CREATE)
-    settings.set_chunk((chunk, *tail))
     settings.set_obj_track_times(False)
-    if shuffle:
-        settings.set_shuffle()
-    settings.set_deflate(1)
-    space = h5s.create_simple((rows, *tail), (h5s.UNLIMITED, *tail))
+    if rows or extensible:
+        settings.set_chunk((chunk, *tail))
+        if shuffle:
+            settings.set_shuffle()
+        settings.set_deflate(1)
+    space = h5s.create_simple((rows, *tail), (h5s.UNLIMITED if extensible else rows, *tail))
     kind = h5t.py_create(dtype, logical=True)
     return h5py.Dataset(h5d.create(group.id, name.encode(), kind, space, settings))
 

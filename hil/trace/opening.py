@@ -24,25 +24,6 @@ _META_TEXTS: Final = (
 _PLAIN: Final = frozenset({"scenario_yaml", "schema_json", "circuit_stim", "circuit_sha256"})
 
 
-def open_final(path: Path) -> h5py.File:
-    """Open a closed trace.
-
-    Raises:
-        TraceError: the file cannot be opened.
-    """
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise TraceError(
-            "cannot open the trace",
-            where=str(path),
-            got=str(error),
-            allowed="an HDF5 file that was closed",
-            fix="if it is a live file under another name, rename it to NAME.part.h5 and "
-            "`hil trace recover NAME.part.h5`",
-        ) from error
-
-
 def root_attributes(file: h5py.File, path: Path) -> dict[str, Any]:
     """Root attributes, after a check of format and version.
 

@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from hil.errors import TraceError, UsageError
 from hil.trace.column import Array, Block, Record
 from hil.trace.extras import HopSummary, read_summary
-from hil.trace.ledger import Ledger, open_live, read_ledger
-from hil.trace.opening import open_final, plain, read_meta, root_attributes
-from hil.trace.recover import PART_SUFFIX, final_path
+from hil.trace.handles import open_file
+from hil.trace.layout import COMMITS
+from hil.trace.ledger import Ledger, read_ledger
+from hil.trace.opening import plain, read_meta, root_attributes
+from hil.trace.paths import PART_SUFFIX, final_path, is_live
 from hil.trace.schema import NO_FIRST_ROW, STREAMS
 
 if TYPE_CHECKING:
@@ -38,19 +40,21 @@ class Trace:
         path: the file.
         live: whether it is a live file (``NAME.part.h5``), running or killed.
         attrs: root attributes as plain Python values.
+        handles: the open file; for rules that look below the columns.
         meta: contents of ``/meta``: texts, decoded JSON, detector tables, links and boards.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.live = path.name.endswith(PART_SUFFIX)
-        self._file = open_live(path) if self.live else open_final(path)
+        self.live = is_live(path)
+        self.handles = open_file(path)
+        self._file = self.handles.file
         try:
             self.attrs = root_attributes(self._file, path)
-            self._ledger = read_ledger(self._file)
+            self._ledger = read_ledger(self._commits())
             self.meta = read_meta(self._file)
         except BaseException:
-            self._file.close()
+            self.handles.close()
             raise
 
     def __enter__(self) -> Self:
@@ -66,7 +70,7 @@ class Trace:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self.handles.close()
 
     # Identity.
 
@@ -137,7 +141,7 @@ class Trace:
         """Committed rows of a stream."""
         if stream in self._ledger.rows:
             return self._ledger.rows[stream]
-        return int(self._group(stream)["row"].shape[0])
+        return int(self._dataset(stream, "row").shape[0])
 
     def stream(
         self,
@@ -157,11 +161,10 @@ class Trace:
         Raises:
             TraceError: no such stream or column, or damaged data.
         """
-        group = self._group(stream)
         end = min(self.rows(stream), self.rows(stream) if stop is None else stop)
         out: Block = {}
         for name in self.columns(stream) if columns is None else columns:
-            out[name] = self._read(group, name, start, max(start, end))
+            out[name] = self._read(stream, name, start, max(start, end))
         return out
 
     def iter_blocks(
@@ -194,7 +197,8 @@ class Trace:
 
     def columns(self, stream: str) -> list[str]:
         """Column names of a stream: those of the schema in its order, then unknown ones."""
-        present = [n for n, node in self._group(stream).items() if not node.is_scale]
+        self._check_stream(stream)
+        present = self.handles.columns(stream)
         known = [n for n in STREAMS[stream].columns if n in present]
         return known + sorted(set(present) - set(known))
 
@@ -282,7 +286,8 @@ class Trace:
 
     def refresh(self) -> Ledger:
         """Read the ledger again; rows and streams then follow it."""
-        self._ledger = read_ledger(self._file)
+        self.handles.advance()
+        self._ledger = read_ledger(self._commits())
         return self._ledger
 
     def follow(
@@ -319,26 +324,28 @@ class Trace:
 
     # Inside.
 
-    def _group(self, stream: str) -> h5py.Group:
+    def _commits(self) -> h5py.Dataset:
+        if COMMITS not in self._file:
+            raise TraceError("no commit ledger", where=f"{self.path}:/{COMMITS}")
+        return self.handles.dataset(COMMITS)
+
+    def _check_stream(self, stream: str) -> None:
         if stream not in self.streams or stream not in self._file:
             raise TraceError(
                 "no such stream", where=str(self.path), got=stream, allowed=", ".join(self.streams)
             )
-        return self._file[stream]
 
     def _dataset(self, stream: str, column: str) -> h5py.Dataset:
-        group = self._group(stream)
-        if column not in group:
+        self._check_stream(stream)
+        if column not in self._file[stream]:
             raise TraceError(
                 "no such column", where=f"{self.path}:/{stream}", got=column,
                 allowed=", ".join(self.columns(stream)),
             )  # fmt: skip
-        return group[column]
+        return self.handles.dataset(f"{stream}/{column}")
 
-    def _read(self, group: h5py.Group, name: str, start: int, stop: int) -> Array:
-        dataset = self._dataset(str(group.name).removeprefix("/"), name)
-        if self.live:
-            dataset.refresh()
+    def _read(self, stream: str, name: str, start: int, stop: int) -> Array:
+        dataset = self._dataset(stream, name)
         try:
             values: Array = dataset[start:stop]
         except OSError as error:

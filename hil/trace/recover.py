@@ -12,12 +12,11 @@ import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
 
 import h5py
 import numpy as np
 
-from hil.errors import TraceError, UsageError
+from hil.errors import TraceError
 from hil.trace import layout
 from hil.trace.codec import Encoding, decode, encode
 from hil.trace.column import Array
@@ -29,36 +28,14 @@ from hil.trace.content import (
     write_manifest,
 )
 from hil.trace.extras import HopSummary, TraceExtras, write_expect, write_summary
+from hil.trace.handles import is_open_here
 from hil.trace.ledger import Ledger, is_held, open_live, read_ledger
 from hil.trace.meta import write_epoch
 from hil.trace.objects import attach_scale, copy_attributes, create_column
+from hil.trace.paths import final_path, part_path
 from hil.trace.schema import RECOVERED
 
 __all__ = ["HopSummary", "TraceExtras", "final_path", "part_path", "recover", "rewrite"]
-
-PART_SUFFIX: Final = ".part.h5"
-
-
-def part_path(final: Path) -> Path:
-    """Live file of a final file: ``NAME.h5`` -> ``NAME.part.h5``.
-
-    Raises:
-        UsageError: the name does not end in ``.h5`` or is that of a live file.
-    """
-    if final.suffix != ".h5" or final.name.endswith(PART_SUFFIX):
-        raise UsageError("a trace is named NAME.h5", got=str(final))
-    return final.with_name(final.stem + PART_SUFFIX)
-
-
-def final_path(part: Path) -> Path:
-    """Final file of a live file: ``NAME.part.h5`` -> ``NAME.h5``.
-
-    Raises:
-        UsageError: the name is not that of a live file.
-    """
-    if not part.name.endswith(PART_SUFFIX):
-        raise UsageError("not the name of a live trace", got=str(part), allowed="NAME.part.h5")
-    return part.with_name(part.name.removesuffix(PART_SUFFIX) + ".h5")
 
 
 def rewrite(part: Path, final: Path, exit_status: str, extras: TraceExtras) -> str:
@@ -110,6 +87,12 @@ def recover(part: Path) -> Path:
         raise TraceError(
             "the trace is still being written", where=str(part), fix="wait for the run to end"
         )
+    if is_open_here(part):  # its cached state would be copied instead of the file's
+        raise TraceError(
+            "this process reads the live trace",
+            where=str(part),
+            fix="close the open trace before you recover it",
+        )
     if final.exists():
         raise TraceError(
             "the final file exists already",
@@ -125,7 +108,7 @@ def _utc_now() -> str:
 
 
 def _copy(source: h5py.File, target: h5py.File, extras: TraceExtras) -> str:
-    ledger = read_ledger(source)
+    ledger = read_ledger(source[layout.COMMITS])
     copy_attributes(source, target)
     source.copy("meta", target)
     _expand_epochs(source, target, ledger)
@@ -181,7 +164,14 @@ def _copy_column(
     tail = old.shape[1:]
     name = str(old.name).rpartition("/")[2]
     new = create_column(
-        group, name, old.dtype, rows=rows, tail=tail, chunk=size, shuffle=bool(old.shuffle)
+        group,
+        name,
+        old.dtype,
+        rows=rows,
+        tail=tail,
+        chunk=size,
+        shuffle=bool(old.shuffle),
+        extensible=False,
     )
     copy_attributes(old, new)
     if identity is not None:

@@ -57,10 +57,9 @@ def validate_trace(path: Path | str) -> Validation:
         if not report.ok:
             return report
         try:
-            with _plain_open(path, live=trace.live) as file:
-                _check_structure(trace, file, report)
-                _check_readable(trace, file, report)
-                _check_hashes(trace, file, report)
+            _check_structure(trace, report)
+            _check_readable(trace, report)
+            _check_hashes(trace, report)
             check_rows(trace, report)
         except (KeyError, OSError, RuntimeError) as error:  # HDF5 metadata that lead nowhere
             report.refuse("damaged", str(path), "damaged structure", repr(error))
@@ -68,10 +67,6 @@ def validate_trace(path: Path | str) -> Validation:
     if not trace.live:
         _check_manifest(path, trace.content_id, report)
     return report
-
-
-def _plain_open(path: Path, *, live: bool) -> h5py.File:
-    return h5py.File(path, "r", libver="latest", swmr=True) if live else h5py.File(path, "r")
 
 
 def _check_root(trace: Trace, report: Validation) -> None:
@@ -84,7 +79,8 @@ def _check_root(trace: Trace, report: Validation) -> None:
         report.refuse("root", "attribute exit_status", "unknown value", got, ", ".join(known))
 
 
-def _check_structure(trace: Trace, file: h5py.File, report: Validation) -> None:
+def _check_structure(trace: Trace, report: Validation) -> None:
+    file = trace.handles.file
     for stream in trace.streams:
         if stream not in file:
             report.refuse("column", f"/{stream}", "stream of the ledger is missing")
@@ -95,10 +91,10 @@ def _check_structure(trace: Trace, file: h5py.File, report: Validation) -> None:
             if column.name not in file[stream]:
                 report.refuse("column", where, "column is missing")
                 continue
-            _check_column(file[where], column, report, measured=trace.measured)
-        for name, dataset in file[stream].items():
-            if name == ROW or not dataset.is_scale:
-                _check_length(dataset, rows, report)
+            dataset = trace.handles.dataset(where.lstrip("/"))
+            _check_column(dataset, column, report, measured=trace.measured)
+        for name in _with_rows(trace, stream):
+            _check_length(trace.handles.dataset(f"{stream}/{name}"), rows, report)
 
 
 def _check_column(
@@ -139,11 +135,17 @@ def _check_length(dataset: h5py.Dataset, rows: int, report: Validation) -> None:
         report.note("past-ledger", where, "rows past the ledger are ignored", str(n - rows))
 
 
-def _check_readable(trace: Trace, file: h5py.File, report: Validation) -> None:
+def _with_rows(trace: Trace, stream: str) -> list[str]:
+    """Columns and the row scale."""
+    return [ROW, *trace.handles.columns(stream)] if stream in trace.handles.file else []
+
+
+def _check_readable(trace: Trace, report: Validation) -> None:
     """Read every committed row of every column once; the row scale must count from 0."""
     for stream in trace.streams:
-        for name, dataset in file.get(stream, {}).items():
-            rows = min(trace.rows(stream), len(dataset)) if not _axis(name, dataset) else 0
+        for name in _with_rows(trace, stream):
+            dataset = trace.handles.dataset(f"{stream}/{name}")
+            rows = min(trace.rows(stream), len(dataset))
             width = int(np.prod(dataset.shape[1:])) * dataset.dtype.itemsize
             step = max(1, BYTES_AT_ONCE // max(1, width))
             try:
@@ -158,12 +160,8 @@ def _check_readable(trace: Trace, file: h5py.File, report: Validation) -> None:
                 report.refuse("damaged", f"/{stream}/{name}", "damaged chunk", str(error))
 
 
-def _axis(name: str, dataset: h5py.Dataset) -> bool:
-    return name != ROW and bool(dataset.is_scale)
-
-
-def _check_hashes(trace: Trace, file: h5py.File, report: Validation) -> None:
-    meta = file["meta"]
+def _check_hashes(trace: Trace, report: Validation) -> None:
+    meta = trace.handles.file["meta"]
     pairs = [("/meta/model/circuit", "circuit_stim", "circuit_sha256", meta["model"])]
     for number, group in meta["epochs"].items():
         pairs += [
@@ -179,7 +177,7 @@ def _check_hashes(trace: Trace, file: h5py.File, report: Validation) -> None:
     _check_epochs(trace, meta, report)
     _check_blobs(trace, report)
     if not trace.live and report.ok:
-        got = content_id(file)
+        got = content_id(trace.handles.file)
         if got != trace.content_id:
             what = "content_id does not fit the content"
             report.refuse("content", "attribute content_id", what, got, trace.content_id)

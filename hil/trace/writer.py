@@ -21,7 +21,8 @@ from hil.errors import HilError, RigError, TraceError, UsageError
 from hil.trace.column import Record
 from hil.trace.live import LiveFile, length
 from hil.trace.meta import TraceMeta
-from hil.trace.recover import TraceExtras, part_path, rewrite
+from hil.trace.paths import part_path
+from hil.trace.recover import TraceExtras, rewrite
 from hil.trace.schema import EXIT_STATUS, RECORD_LEVELS, Dq, check_record
 
 COMMIT_AFTER_NS: Final = 1_000_000_000

@@ -147,12 +147,13 @@ class BatchTable:
 
     def merge(self, other: BatchTable) -> None:
         """Add the sums of ``other`` (unchanged)."""
-        while self.width < other.width:
+        twin = other.copy()
+        while self.width < twin.width:
             self._fold()
-        ratio = self.width // other.width
-        for name, column in other.columns.items():
-            folded = column.reshape(-1, ratio).sum(axis=1)
-            self.columns[name][: folded.shape[0]] += folded
+        while twin.width < self.width:
+            twin._fold()
+        for name, column in twin.columns.items():
+            self.columns[name] += column
 
     def batches(self, count: int = SLOPE_BATCHES) -> dict[str, I64]:
         """Sums over ``count`` stretches of equal length, int64 [count] per column.

@@ -47,8 +47,8 @@ def test_sil_equals_mil(scenarios: Path, tmp_path: Path, loopback: tuple[str, st
         assert np.array_equal(
             a.stream("decodes")["global_executed"], b.stream("decodes")["global_executed"]
         )
-        assert a.pace == 25
-    assert not validate_trace(live.trace).problems
+        assert a.pace == 5
+    assert validate_trace(live.trace).ok
 
 
 def _kill_node_after(shots: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -56,7 +56,7 @@ def _kill_node_after(shots: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     killed: list[int] = []
     original = runner._drive
 
-    def drive(rig, batches, writer, meta, progress):  # noqa: ANN001
+    def drive(rig, batches, writer, meta, progress):
         def watching(done: int, total: int) -> None:
             progress(done, total)
             if done >= shots and not killed:
@@ -94,7 +94,7 @@ def test_node_killed_run_fails_and_trace_is_valid(
     assert killed
     assert result.verdict is Verdict.RIG_ERROR
     assert result.exit_code == 3
-    assert not validate_trace(result.trace).problems
+    assert validate_trace(result.trace).ok
     with hil.open_trace(result.trace) as trace:
         assert trace.exit_status == "rig_error"
         shots = trace.stream("shots")
@@ -103,7 +103,8 @@ def test_node_killed_run_fails_and_trace_is_valid(
     assert np.array_equal(shots["shot"], np.arange(n)), "every shot once"
     open_end = shots["status"] == Status.VOID
     assert (shots["fallback"][open_end] == Reason.DEVICE_LOST).all()
-    assert ((shots["status"] == Status.OK) | (shots["fallback"] != Reason.NONE)).all()
+    answered = np.isin(shots["status"], (Status.OK, Status.LATE))
+    assert (answered == (shots["fallback"] == Reason.NONE)).all(), "answered or declared"
 
 
 def test_node_killed_run_goes_on_in_process(
@@ -119,7 +120,7 @@ def test_node_killed_run_goes_on_in_process(
     assert lost.sum() > 500
     assert (shots["status"][lost] == Status.CONCEALED).all()
     assert set(np.flatnonzero(lost)) <= set(decodes["shot"].tolist())
-    assert not validate_trace(result.trace).problems
+    assert validate_trace(result.trace).ok
     assert any("node was lost" in label for label in result.document.labels)
 
 

@@ -21,6 +21,7 @@ from hil.node.shots import (
     Action,
     Answerer,
     Decode,
+    Hold,
     Release,
     Reply,
     StampFrame,
@@ -116,7 +117,7 @@ class World:
     session: Session
     now_ps: int = START_PS
     owned: set[int] = field(default_factory=set)
-    jobs: list[tuple[int, int, Start]] = field(default_factory=list)
+    jobs: list[tuple[int, int, Start | Hold]] = field(default_factory=list)
     order: itertools.count = field(default_factory=itertools.count)
     replies: list[tuple[int, int, bytes]] = field(default_factory=list)
     rows: dict[int, dict[str, object]] = field(default_factory=dict)
@@ -141,6 +142,9 @@ class World:
                     assert self.running[action.fallback] <= limit
                     end_ps = self.now_ps + self.rng.randint(1, self.weather.slow) * STEP_PS
                     heapq.heappush(self.jobs, (end_ps, next(self.order), action))
+                case Hold():
+                    due_ps = self.now_ps + action.delay_ps
+                    heapq.heappush(self.jobs, (due_ps, next(self.order), action))
                 case StampShot():
                     assert action.shot not in self.rows, "two fates"
                     self.rows[action.shot] = action.row
@@ -164,6 +168,9 @@ class World:
 
     def finish_job(self) -> None:
         _, _, job = heapq.heappop(self.jobs)
+        if isinstance(job, Hold):
+            self.take(self.session.eligible(job.shot, self.now_ps))
+            return
         self.running[job.fallback] -= 1
         result = Decode(self.now_ps - 1, self.now_ps, oracle(job.detectors_b8))
         done = self.session.fallback_done if job.fallback else self.session.primary_done

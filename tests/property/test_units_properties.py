@@ -16,7 +16,7 @@ SIZES = {"ps": 1, "ns": 10**3, "us": 10**6, "ms": 10**9, "s": 10**12}
 times = st.integers(-(2**63) + 1, 2**63 - 1)
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=700, deadline=None)
 @given(times)
 def test_exact_text_is_read_back(ps: int) -> None:
     assert units.parse_time_ps(units.format_time(ps)) == ps
@@ -29,7 +29,7 @@ def test_rates_and_sizes_are_read_back(value: int) -> None:
     assert units.parse_size_bytes(units.format_size(value)) == value
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=700, deadline=None)
 @given(
     st.decimals(min_value=-(10**9), max_value=10**9, places=9).map(lambda d: d.normalize()),
     st.sampled_from(sorted(SIZES)),
@@ -47,7 +47,7 @@ def test_a_time_is_whole_or_refused(number: Decimal, unit: str, space: str) -> N
         units.parse_time_ps(text)
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=700, deadline=None)
 @given(st.text(alphabet="0123456789.eE+- unspmhzHGMkKiB/bt_x", max_size=12))
 def test_any_text_gives_a_number_or_a_unit_error(text: str) -> None:
     for kind in (units.TIME, units.RATE, units.FREQUENCY, units.SIZE, units.DRIFT):
@@ -59,7 +59,7 @@ def test_any_text_gives_a_number_or_a_unit_error(text: str) -> None:
         assert value.denominator == 1 or not kind.whole
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=700, deadline=None)
 @given(times)
 def test_human_form_is_near_and_short(ps: int) -> None:
     text = units.format_ps(ps)

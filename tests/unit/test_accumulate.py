@@ -114,3 +114,14 @@ def test_merge_of_tables_with_other_widths() -> None:
     assert narrow.width == clean.width
     assert int(narrow.columns["x"].sum()) == int(clean.columns["x"].sum()) + 4
     assert int(merged.columns["x"].sum()) == int(rows.sum())
+
+
+def test_merge_of_a_short_warmup_into_a_very_long_run() -> None:
+    long, warmup = BatchTable(("x",)), BatchTable(("x",))
+    warmup.update(np.arange(200), {"x": np.ones(200, np.int64)})
+    far = np.array([200, 3 * 10**9])
+    long.update(far, {"x": np.array([5, 7])})
+    assert long.width > TABLE_BINS
+    long.merge(warmup)
+    assert (int(long.columns["x"][0]), int(long.columns["x"].sum())) == (205, 212)
+    assert warmup.width == 1

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stim
+import typer
 
 from gpu_decoder.build import build_decoder
+from hil.cli.node import serve
 from hil.errors import NodeError, UsageError
 from hil.node.config import Delays, NodeConfig
 from hil.node.server import main, slot_bytes
@@ -88,6 +90,12 @@ def test_predictions_travel_as_bytes(stamps: tuple[StampWriter, StampReader]) ->
     assert rows["fallback_prediction_b8"].tolist() == [[0, 0]]
 
 
+def test_a_stamp_file_that_does_not_fit_is_refused_and_removed() -> None:
+    with pytest.raises(NodeError, match="no room") as caught:
+        create_stamp_file(1 << 50, 1 << 50, 1)
+    assert not Path(caught.value.where).exists()
+
+
 def test_a_foreign_file_is_not_a_stamp_file(tmp_path: Path) -> None:
     path = tmp_path / "stamps"
     path.write_bytes(bytes(4096))
@@ -146,6 +154,19 @@ def test_a_bad_launch_line_ends_the_process_with_3(
     out = capsys.readouterr()
     assert "error" in json.loads(out.out)
     assert out.err
+
+
+def test_the_command_reads_its_launch_line_from_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "launch.json"
+    path.write_text("{}")
+    with pytest.raises(typer.Exit) as stop:
+        serve(str(path))
+    assert stop.value.exit_code == 3
+    assert "config" in json.loads(capsys.readouterr().out)["error"]
+    with pytest.raises(UsageError, match="cannot be read"):
+        serve(str(tmp_path / "missing"))
 
 
 def model() -> str:

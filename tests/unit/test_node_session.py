@@ -14,6 +14,7 @@ from hil.node.shots import (
     Action,
     Answerer,
     Decode,
+    Hold,
     Release,
     Reply,
     StampFrame,
@@ -110,6 +111,7 @@ class Peer:
         self.now_ps = T0_PS
         self.replies: list[Response] = []
         self.starts: list[Start] = []
+        self.holds: list[Hold] = []
         self.rows: dict[int, dict[str, object]] = {}
         self.frames: list[StampFrame] = []
         self.owned: set[int] = set()
@@ -124,6 +126,8 @@ class Peer:
                         new += self.take(self.session.reply_sent(action.shot, self.now_ps))
                 case Start():
                     self.starts.append(action)
+                case Hold():
+                    self.holds.append(action)
                 case Release():
                     self.owned.difference_update(action.slots)
                 case StampShot():
@@ -471,9 +475,8 @@ def test_injected_queue_delay_holds_a_complete_window() -> None:
     peer.whole(0)
     peer.whole(1)
     assert [s.shot for s in peer.starts] == [0]
-    due_ps = peer.now_ps + 500
-    assert peer.session.next_timer_ps() == due_ps
-    peer.until(due_ps)
+    assert peer.holds == [Hold(1, 500)]
+    peer.take(peer.session.eligible(1, peer.now_ps + 500))
     assert [s.shot for s in peer.starts] == [0, 1]
 
 
@@ -482,7 +485,8 @@ def test_a_window_declared_while_it_is_held_is_never_queued() -> None:
     for shot in range(3):
         peer.whole(shot)
     peer.refuse(get(1))
-    peer.until(peer.now_ps + 500_000)
+    for shot in range(3):
+        peer.take(peer.session.eligible(shot, peer.now_ps + 500_000))
     for shot in (0, 2):
         peer.send(get(shot))
         peer.primary(shot)

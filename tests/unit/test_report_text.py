@@ -44,7 +44,7 @@ def test_duration_is_right_to_four_digits(ps: int) -> None:
     ("value", "unit", "words"),
     [
         (None, "ps", "-"),
-        (math.inf, "ps", "unanswered"),
+        (math.inf, "ps", "never"),
         (0.0, "1", "0"),
         (1.0, "1", "1"),
         (0.25, "1", "0.250"),
@@ -54,6 +54,10 @@ def test_duration_is_right_to_four_digits(ps: int) -> None:
         (0.0, "ps/shot", "0 ps/shot"),
         (-10.72, "ps/shot", "-10.7 ps/shot"),
         (100_000.0, "ps/shot", "100 ns/shot"),
+        (-116_072_000.0, "ps/shot", "-116 us/shot"),
+        (999.6, "ps/shot", "1.00 ns/shot"),
+        (999.4, "ps/shot", "999 ps/shot"),
+        (9.999, "ps/shot", "10.0 ps/shot"),
         (1.234e-5, "ps/shot", "1.23e-5 ps/shot"),
     ],
 )
@@ -80,7 +84,7 @@ def test_interval_names_the_unit_once() -> None:
     assert text.interval(999_000, 1_002_000, "ps") == "999.0 ns .. 1.002 us"
     assert text.interval(170_000, 170_000, "ps") == "170.0 ns"
     assert text.interval(170_000, None, "ps") == "170.0 ns .. -"
-    assert text.interval(170_000, math.inf, "ps") == "170.0 ns .. unanswered"
+    assert text.interval(170_000, math.inf, "ps") == "170.0 ns .. never"
     assert text.interval(1e-4, 3e-4, "1") == "1.00e-4 .. 3.00e-4"
     assert text.percent(0.95) == "95 %"
     assert text.percent(0.999) == "99.9 %"

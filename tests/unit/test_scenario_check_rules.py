@@ -37,7 +37,7 @@ def test_least_shots_of_the_reference(quantile: float, confidence: float, n: int
     assert least_shots_rate_max(round(1 - quantile, 9), confidence) == n
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.floats(1e-5, 0.5), st.floats(0.6, 0.999))
 def test_least_shots_is_where_clopper_pearson_first_passes(limit: float, confidence: float) -> None:
     from scipy.stats import beta
@@ -48,7 +48,7 @@ def test_least_shots_is_where_clopper_pearson_first_passes(limit: float, confide
         assert beta.ppf(confidence, 1, n - 1) > limit * (1 - 1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.floats(0.5, 0.999), st.floats(0.6, 0.999))
 def test_least_shots_of_a_lower_limit(limit: float, confidence: float) -> None:
     from scipy.stats import beta
@@ -59,7 +59,7 @@ def test_least_shots_of_a_lower_limit(limit: float, confidence: float) -> None:
         assert beta.ppf(1 - confidence, n - 1, 1) < limit * (1 + 1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.floats(0.5, 0.9999), st.floats(0.6, 0.999))
 def test_least_shots_of_a_quantile(quantile: float, confidence: float) -> None:
     n = least_shots_quantile_max(quantile, confidence)

@@ -57,10 +57,10 @@ def test_every_field_is_described() -> None:
     assert [name for name, body in fields if not described(body)] == []
 
 
-KNOWN = set(
+KNOWN = set(  # a list of words
     """$schema $id $defs $ref title description examples default type enum const pattern minimum
     maximum exclusiveMinimum exclusiveMaximum minLength minItems maxItems minProperties properties
-    required additionalProperties patternProperties items anyOf oneOf discriminator""".split()
+    required additionalProperties patternProperties items anyOf oneOf discriminator""".split()  # noqa: SIM905 one word per line would fill a page
 )
 TYPES = {
     "object": dict, "array": list, "string": str, "boolean": bool, "integer": int,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from hil.scenario import load
 from hil.scenario.load import load_scenario
 from hil.scenario.problems import Problem, ScenarioErrors
+from hil.scenario.text import read_document
 from hil.scenario.unsupported import KEYS, VALUES
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +27,15 @@ IDS = {
 
 KEY_PATHS = [f"{parent}.{key}".lstrip(".") for parent, keys in KEYS.items() for key in keys]
 VALUE_PATHS = [(pattern, value) for pattern, values in VALUES.items() for value in values]
+
+
+@pytest.fixture(autouse=True)
+def parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading YAML is the slow part, and all tests here change the same file by options."""
+    monkeypatch.setattr(load, "read_document", lambda text, name: deepcopy(_parsed(text, name)))
+
+
+_parsed = cache(read_document)
 
 
 def concrete(pattern: str) -> str:
