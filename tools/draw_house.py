@@ -7,6 +7,7 @@ from pathlib import Path
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "images" / "house.svg"
 INK, SOFT, PAPER, LINE = "#1b2733", "#5b6b7a", "#ffffff", "#c3ccd5"
+TITLE = "One scenario file. Data walks through the house once: device to verdict."
 COLOURS = {
     "device": "#e8f1fb", "rack": "#e6f5ee", "wire": "#fdf3e1", "node": "#f4eafa", "out": "#eef0f2"
 }  # fmt: skip
@@ -15,8 +16,10 @@ COLOURS = {
 def box(x: int, y: int, w: int, h: int, colour: str, title: str, *lines: str) -> str:
     """A room: title, then small lines."""
     parts = [
-        f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="8" fill="{COLOURS[colour]}" '
-        f'stroke="{LINE}"/>',
+        (
+            f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="8" fill="{COLOURS[colour]}" '
+            f'stroke="{LINE}"/>'
+        ),
         f'<text x="{x + 12}" y="{y + 24}" class="t">{escape(title)}</text>',
     ]
     parts += [
@@ -32,6 +35,14 @@ def arrow(points: str, label: str, x: int, y: int, anchor: str = "middle") -> st
         f'<polyline points="{points}" fill="none" stroke="{INK}" stroke-width="1.6" '
         'marker-end="url(#a)"/>'
         f'<text x="{x}" y="{y}" class="l" text-anchor="{anchor}">{escape(label)}</text>'
+    )
+
+
+def dashed(points: str) -> str:
+    """A dashed arrow: what the control side must not see."""
+    return (
+        f'<polyline points="{points}" fill="none" stroke="{SOFT}" stroke-width="1.4" '
+        'stroke-dasharray="5 4" marker-end="url(#a)"/>'
     )
 
 
@@ -131,11 +142,9 @@ def draw() -> str:
         arrow("115,326 115,388", "record", 123, 362, "start"),
         arrow("210,430 286,430", "columns", 248, 420),
         arrow("520,430 636,430", "document", 578, 420),
-        '<polyline points="115,172 115,228" fill="none" stroke="#5b6b7a" stroke-width="1.4" '
-        'stroke-dasharray="5 4" marker-end="url(#a)"/>',
+        dashed("115,172 115,228"),
         '<text x="123" y="206" class="s">truth</text>',
-        f'<text x="20" y="32" class="h">One scenario file. Data walks through the house once: '
-        "device to verdict.</text>",
+        f'<text x="20" y="32" class="h">{escape(TITLE)}</text>',
     ]
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 910 490" width="910" height="490" '

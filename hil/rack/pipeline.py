@@ -122,8 +122,9 @@ def finish(
 
     Answers leave the node, arrive and take effect in shot order (the response ring is strictly
     round robin); an early answer waits for its predecessors. Apart from that the way back has no
-    queue: replies are far apart and about 100 bytes long. Under policy ``on_deadline`` an answer that would be applied after its deadline is discarded by the rack
-    (``valid_until``): status ``timeout``, T10 missing. Under ``never`` it is applied late.
+    queue: replies are far apart and about 100 bytes long. Under policy ``on_deadline`` an
+    answer that would be applied after its deadline is discarded by the rack (``valid_until``):
+    status ``timeout``, T10 missing. Under ``never`` it is applied late.
     """
     answered = path != Path.UNANSWERED
     deadline = stamps[0][:, -1] + pipeline.deadline_ps

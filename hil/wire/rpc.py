@@ -3,8 +3,9 @@
 All integers little-endian, packed. A 24-byte header is followed by ``arg_len`` (request) or
 ``result_len`` (response) bytes, then unused bytes up to the slot stride. Bits are packed LSB first.
 The envelope ``hil`` is the last 16 bytes of the arguments or results: u32 epoch, u32 board_mask,
-u32 valid_until_round, u32 CRC-32. The CRC covers message bytes 12 .. (request_id, timestamp, all
-arguments before the CRC itself). The envelope ``nvidia`` is its absence (``docs/wire.md``).
+u32 valid_until_round, u32 CRC-32. The CRC covers message bytes 4 .. (function or status, length,
+request_id, timestamp, all arguments before the CRC itself). The envelope ``nvidia`` is its absence
+(``docs/wire.md``).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ MAGIC_RESPONSE: Final = 0x43555153
 HEADER_BYTES: Final = 24
 ENVELOPE_BYTES: Final = 16
 CRC_BYTES: Final = 4
-CRC_FROM: Final = 12
+CRC_FROM: Final = 4
 ENQUEUE_FIXED_BYTES: Final = 32
 GET_FIXED_BYTES: Final = 17
 RESET_FIXED_BYTES: Final = 8

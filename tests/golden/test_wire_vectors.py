@@ -264,12 +264,12 @@ def test_bits_are_packed_lsb_first_as_documented() -> None:
 
 
 def test_enqueue_in_the_envelope_hil_has_fixed_bytes() -> None:
-    """Our own layout, frozen here: 24 + 34 + 16 bytes, CRC-32 over bytes 12..69."""
+    """Our own layout, frozen here: 24 + 34 + 16 bytes, CRC-32 over bytes 4..69."""
     message = rpc.build_request(ENQUEUE._replace(envelope=rpc.Envelope(3, 0b101, 9)))
     plain = bytearray(rpc.build_request(ENQUEUE))
     plain[8] += 16
     plain += bytes.fromhex("03000000 05000000 09000000")
-    assert message == bytes(plain) + struct.pack("<I", zlib.crc32(plain[12:]))
+    assert message == bytes(plain) + struct.pack("<I", zlib.crc32(plain[4:]))
     assert rpc.parse_request(message).envelope == rpc.Envelope(3, 5, 9)
 
 

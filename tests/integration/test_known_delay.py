@@ -25,7 +25,7 @@ SEGMENT = 60
 
 
 def _hops(trace: Path) -> np.ndarray:
-    """int64 [9, shots]: durations of all hops of each shot's last block; checks that they add up."""
+    """int64 [9, shots]: all hops of each shot's last block; checks that they add up."""
     with hil.open_trace(trace) as opened:
         rounds = opened.stream("rounds")
     last = rounds["round"] == rounds["round"].max()

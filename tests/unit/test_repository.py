@@ -61,9 +61,11 @@ def test_links_in_documents_lead_somewhere() -> None:
         if not name.endswith(".md"):
             continue
         page = ROOT / name
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            if not target.startswith("http") and not (page.parent / target).exists():
-                broken.append(f"{name}: {target}")
+        broken += [
+            f"{name}: {target}"
+            for target in re.findall(r"\]\(([^)#]+)\)", page.read_text())
+            if not target.startswith("http") and not (page.parent / target).exists()
+        ]
     assert not broken
 
 
