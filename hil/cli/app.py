@@ -6,7 +6,6 @@ import sys
 import traceback
 from typing import Annotated
 
-import click
 import typer
 
 from hil._version import __version__
@@ -45,15 +44,16 @@ def run_app(arguments: list[str]) -> int:
     except HilError as error:
         sys.stderr.write(f"error: {error.message}\n")
         return error.exit_code
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         return int(stop.exit_code)
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("interrupted\n")
         return 3
-    except Exception:  # noqa: BLE001 - an unforeseen error must not read as verdict FAIL (1)
+    except Exception as error:  # noqa: BLE001 - an unforeseen error must not read as verdict FAIL (1)
+        show = getattr(error, "show", None)
+        if callable(show):  # a usage error of the command line parser, which typer does not export
+            show()
+            return 2
         traceback.print_exc()
         sys.stderr.write("error: unforeseen; please report the lines above\n")
         return 3

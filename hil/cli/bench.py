@@ -17,8 +17,8 @@ def _bench() -> None:
 @app.command()
 def model(
     json: Annotated[bool, typer.Option("--json", help="Print data instead of a table.")] = False,
-    seconds: Annotated[float, typer.Option(help="Length of one reference measurement.")] = 3.0,
-    repeats: Annotated[int, typer.Option(help="Alternations; the best counts.")] = 3,
+    seconds: Annotated[float, typer.Option(help="Length of one reference measurement.")] = 8.0,
+    repeats: Annotated[int, typer.Option(help="Alternations; the best counts.")] = 2,
     distance: Annotated[
         list[int] | None, typer.Option("--distance", "-d", help="Code distance; repeatable.")
     ] = None,

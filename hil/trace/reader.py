@@ -202,13 +202,21 @@ class Trace:
         known = [n for n in STREAMS[stream].columns if n in present]
         return known + sorted(set(present) - set(known))
 
+    def enum_members(self, stream: str, column: str) -> dict[str, int]:
+        """Member names and codes of an enum column; empty for all other columns."""
+        members = h5py.check_enum_dtype(self._dataset(stream, column).dtype)
+        return dict(sorted((members or {}).items(), key=lambda item: item[1]))
+
     def enum_names(self, stream: str, column: str) -> list[str]:
-        """Member names of an enum column; position = code."""
-        attributes = self._dataset(stream, column).attrs
-        if "flag_values" not in attributes:
+        """Member names of an enum column; position = code.
+
+        Raises:
+            TraceError: not an enum column.
+        """
+        members = self.enum_members(stream, column)
+        if not members:
             raise TraceError("not an enum column", where=f"{self.path}:/{stream}/{column}")
-        names = str(attributes["flag_meanings"]).split()
-        return [names[i] for i in np.argsort(attributes["flag_values"])]
+        return list(members)
 
     def attributes(self, stream: str, column: str) -> dict[str, Any]:
         """Attributes of a column: units, long_name, clock, sentinel, volatile, flags."""
@@ -269,9 +277,8 @@ class Trace:
         for name, values in self.stream(stream).items():
             if values.ndim > 1:
                 out[name] = [row.tobytes() for row in values]
-            elif "flag_values" in self._dataset(stream, name).attrs:
-                names = self.enum_names(stream, name)
-                out[name] = pd.Categorical.from_codes(values.astype(np.int16), names)
+            elif members := self.enum_members(stream, name):
+                out[name] = pd.Categorical.from_codes(values.astype(np.int16), list(members))
             elif values.dtype.kind == "S":
                 out[name] = [v.decode() for v in values.tolist()]
             else:

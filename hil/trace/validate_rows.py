@@ -206,19 +206,18 @@ def enums_named(trace: Trace, report: Validation) -> None:
     """Every value of an enum column has a name."""
     for stream in trace.streams:
         for column in trace.columns(stream):
-            attributes = trace.attributes(stream, column)
-            if "flag_values" not in attributes:
+            members = trace.enum_members(stream, column)
+            if not members or not trace.rows(stream):
                 continue
             named = np.zeros(256, dtype=bool)
-            named[attributes["flag_values"]] = True
+            named[list(members.values())] = True
             bad = BadRows()
             for first, rows in _blocks(trace, stream, column):
                 bad.add(~named[rows[column]], first, value=rows[column])
             if bad.count:
-                report.refuse(
-                    "enum-name", f"/{stream}/{column}", "value without a name", bad.text,
-                    str(attributes["flag_meanings"]),
-                )  # fmt: skip
+                names = ", ".join(members)
+                where = f"/{stream}/{column}"
+                report.refuse("enum-name", where, "value without a name", bad.text, names)
 
 
 def note_answers(trace: Trace, report: Validation) -> None:

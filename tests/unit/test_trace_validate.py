@@ -24,7 +24,8 @@ SEED = 20_261_122
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     records = [make_record(0, 40), make_record(40, 20)]
-    return write_trace(tmp_path_factory.mktemp("sound") / "t.h5", records)
+    path = tmp_path_factory.mktemp("sound") / "t.h5"
+    return write_trace(path, records, streams=["syndromes", "decodes", "packets"])
 
 
 def test_a_sound_trace_has_nothing_refused_and_nothing_to_note(sound):
