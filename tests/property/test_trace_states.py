@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
-from trace_cases import META, N_ROUNDS, assert_same, expected, make_record, one_fault
+from trace_cases import META, N_ROUNDS, STREAMS_USED, assert_same, expected, make_record, one_fault
 
 from hil.trace import layout
 from hil.trace.live import LiveFile
@@ -45,7 +45,7 @@ class Writer(RuleBasedStateMachine):
         layout.commit_shots = lambda *_: COMMIT_SHOTS  # small chunks: many of them per example
         try:
             self.live = LiveFile(
-                self.folder / "t.part.h5", META, record_level=level, streams=None,
+                self.folder / "t.part.h5", META, record_level=level, streams=STREAMS_USED,
                 n_rounds=N_ROUNDS, measured=False,
             )  # fmt: skip
         finally:
@@ -120,7 +120,7 @@ class Writer(RuleBasedStateMachine):
 
 TestWriter = Writer.TestCase
 TestWriter.settings = settings(
-    max_examples=12,
+    max_examples=8,
     stateful_step_count=14,
     deadline=None,
     derandomize=True,

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -346,13 +345,15 @@ def test_every_field_is_checked_and_counted_by_cause(
     assert peer.starts == []
 
 
-def test_a_flipped_bit_that_no_link_check_sees_is_caught_by_the_envelope() -> None:
+@pytest.mark.parametrize("byte", [4, 12, 16, 24, 32, 48, 56, 57, 61, 65, 69])
+def test_a_flipped_bit_that_no_link_check_sees_is_caught_before_placement(byte: int) -> None:
     message = bytearray(enqueue(0, 1, [1, 0, 1]))
-    message[56] ^= 2
+    message[byte] ^= 2
     peer = Peer(Session(config()))
-    assert peer.send(bytes(message)) == []
-    message[72:76] = bytes(4)
-    assert zlib.crc32(bytes(message[12:69])) != struct.unpack_from("<I", message, 69)[0]
+    slot = R + 2
+    peer.take(peer.session.message(memoryview(message), slot, peer.now_ps, peer.now_ps))
+    assert peer.frames == []
+    assert sum(n for name, n in peer.session.counters().items() if name.startswith("bad_")) == 1
 
 
 def test_a_message_in_a_foreign_slot_is_refused() -> None:

@@ -24,20 +24,20 @@ from hil.trace.recover import recover
 from hil.trace.validate import validate_trace
 
 SEED = 20_261_122
-STREAMS = ("shots", "rounds", "syndromes", "decodes", "packets")
 
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["trace_child"])
 
 
-def start(path: Path, level: str = "rounds") -> BaseProcess:
-    ready, theirs = CONTEXT.Pipe(duplex=False)
-    child = CONTEXT.Process(target=trace_child.main, args=(path, level, theirs), daemon=True)
+def start(path: Path, level: str = "rounds", *, records: int = 0) -> BaseProcess:
+    """Process that writes, once it has handed over some records."""
+    appended = CONTEXT.Value("q", 0)
+    child = CONTEXT.Process(target=trace_child.main, args=(path, level, appended), daemon=True)
     child.start()
-    theirs.close()
-    assert ready.recv() == "ready"
-    ready.close()
+    while appended.value <= records:
+        assert child.is_alive()
+        time.sleep(0.0005)
     return child
 
 
@@ -55,7 +55,7 @@ def wanted(shots: int) -> dict:
 def assert_is_prefix_of_the_run(path: Path) -> int:
     with open_trace(path) as trace:
         want = wanted(trace.rows("shots"))
-        for stream in STREAMS:
+        for stream in trace_child.STREAMS:
             n = trace.rows(stream)
             got = trace.stream(stream)
             head = {c: v[:n] for c, v in want.get(stream, {}).items()}
@@ -83,8 +83,8 @@ def test_a_killed_run_recovers_exactly_to_its_ledger(tmp_path, level):
     recovered = []
     for i in range(10):
         path = tmp_path / f"t{i}.h5"
-        child = start(path, level)
-        time.sleep(rng.uniform(0.0, 0.08))
+        child = start(path, level, records=rng.randrange(40))
+        time.sleep(rng.uniform(0.0, 0.01))
         kill(child)
         part = tmp_path / f"t{i}.part.h5"
         with Trace(part) as live:
@@ -110,7 +110,7 @@ def test_a_live_reader_sees_whole_commits_only(tmp_path):
                 rows = trace.refresh().rows
                 polls += 1
                 seen.add(rows["shots"])
-                for stream in STREAMS:
+                for stream in trace_child.STREAMS:
                     block = trace.stream(stream)
                     assert {len(v) for v in block.values()} == {rows[stream]}
                 shot = trace.stream("shots", ["shot"])["shot"]

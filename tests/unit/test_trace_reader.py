@@ -37,7 +37,7 @@ def path(tmp_path_factory):
     records[1]["logs"] = block("logs", 1, WIDTHS, level=2, text="späť", round_row=0)
     extras = TraceExtras(expect=EXPECT, summary={"end_to_end": HOP, "queue": HOP})
     target = tmp_path_factory.mktemp("trace") / "t.h5"
-    return write_trace(target, records, level="shots", extras=extras)
+    return write_trace(target, records, level="shots", extras=extras, streams=None)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ SEED = 20_261_122
 def sound(tmp_path_factory):
     records = [make_record(0, 40), make_record(40, 20)]
     path = tmp_path_factory.mktemp("sound") / "t.h5"
-    return write_trace(path, records, streams=["syndromes", "decodes", "packets"])
+    return write_trace(path, records)
 
 
 def test_a_sound_trace_has_nothing_refused_and_nothing_to_note(sound):
@@ -232,7 +232,8 @@ def test_a_damaged_blob_and_a_missing_epoch_are_refused(tmp_path):
             "blob_index", 1, WIDTHS, offset=0, length=4, sha256="0" * 64, name="x", mime="x"
         ),
     }
-    report = validate_trace(write_trace(tmp_path / "t.h5", [make_record(0, 5), blob]))
+    path = write_trace(tmp_path / "t.h5", [make_record(0, 5), blob], streams=["blobs"])
+    report = validate_trace(path)
     assert [(f.rule, f.where) for f in report.refused] == [("hash", "/blobs, row 0 of /blob_index")]
     epoch = block("epochs", 1, WIDTHS, epoch=3, first_shot=9, reason=1, params_sha256="0",
                   dem_sha256="0", n_detectors=18, n_observables=1)  # fmt: skip

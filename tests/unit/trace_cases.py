@@ -55,6 +55,7 @@ def make_meta(**changes: Any) -> TraceMeta:
     return TraceMeta(**(values | changes))
 
 
+STREAMS_USED = ("decodes", "faults", "packets", "rounds", "shots", "syndromes")
 META = make_meta()
 WIDTHS = META.widths
 
@@ -128,7 +129,7 @@ def _kept_rows(
 
 def make_writer(path: Path, *, level: str = "rounds", **options: Any) -> TraceWriter:
     meta = options.pop("meta", META)
-    options = {"n_rounds": N_ROUNDS, "measured": False} | options
+    options = {"n_rounds": N_ROUNDS, "measured": False, "streams": STREAMS_USED} | options
     return TraceWriter.create(path, meta, level=level, **options)
 
 

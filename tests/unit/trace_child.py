@@ -5,19 +5,24 @@ The commit period is shortened, so that kills hit regular and extra commits of a
 
 from __future__ import annotations
 
-from multiprocessing.connection import Connection
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 from trace_cases import make_record, make_writer
 
 from hil.trace import writer
 
-SHOTS = 701
+SHOTS = 301
 
 
-def main(path: Path, level: str, ready: Connection) -> None:
+STREAMS = ("decodes", "packets", "rounds", "shots", "syndromes")
+
+
+def main(path: Path, level: str, appended: Synchronized) -> None:
+    """Write for ever; ``appended`` counts the records, from 1 for the open file."""
     writer.COMMIT_AFTER_NS = 3_000_000  # type: ignore[misc]
-    trace = make_writer(path, level=level)
-    ready.send("ready")
+    trace = make_writer(path, level=level, streams=STREAMS)
+    appended.value = 1
     for first in range(0, 10_000_000, SHOTS):
         trace.append(make_record(first, SHOTS))
+        appended.value += 1
