@@ -43,6 +43,7 @@ class Delays(_Model):
         reply_ps: the node waits between decode end and its stamp T8 (reply tx).
         downlink_ps: the node holds the reply between T8 and the socket.
         from_shot: hop name -> first shot with that delay; 0 where a hop is not named.
+        bursts: hop name -> (shots, every): only so many shots of each period, the first ones.
         stalls_ps: shot -> extra time of its primary decode (fault ``decoder_stall``).
     """
 
@@ -53,6 +54,10 @@ class Delays(_Model):
     reply_ps: NonNegative = 0
     downlink_ps: NonNegative = 0
     from_shot: dict[Literal["uplink", "deliver", "queue", "decode", "reply", "downlink"], int] = {}
+    bursts: dict[
+        Literal["uplink", "deliver", "queue", "decode", "reply", "downlink"],
+        tuple[Positive, Positive],
+    ] = {}
     stalls_ps: dict[int, int] = {}
 
     def of(self, hop: str, shot: int) -> int:
@@ -60,7 +65,9 @@ class Delays(_Model):
         delay_ps: int = getattr(self, f"{hop}_ps")
         if not delay_ps or shot < self.from_shot.get(hop, 0):  # type: ignore[call-overload]
             return 0
-        return delay_ps
+        shots, every = self.bursts.get(hop, (1, 1))  # type: ignore[call-overload]
+        off = (shot - self.from_shot.get(hop, 0)) % every >= shots  # type: ignore[call-overload]
+        return 0 if off else delay_ps
 
 
 class NodeConfig(_Model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpu_decoder.policy import PolicyConfig
 from hil.errors import ScenarioError
@@ -256,10 +257,21 @@ def _stalled(work: Workload, fault: StallFault) -> Workload:
     return replace(work, primary_ps=primary)
 
 
+def delayed_shots(fault: DelayFault, first_shot: int, n_shots: int) -> NDArray[np.bool_]:
+    """Bool [n_shots]: shots from ``first_shot`` on that the fault delays."""
+    since = np.arange(first_shot, first_shot + n_shots) - fault.at.shot
+    on = since >= 0
+    if fault.burst is not None:
+        on &= since % fault.burst.every < fault.burst.shots
+    return on
+
+
 def _delayed(work: Workload, fault: DelayFault) -> Workload:
-    """The delay on the one array that feeds the target hop, from the fault's shot on."""
-    start = max(0, fault.at.shot - work.first_shot)
-    if start >= work.n_shots:
+    """The delay on the one array that feeds the target hop, in the shots of the fault."""
+    extra = np.where(
+        delayed_shots(fault, work.first_shot, work.n_shots), np.int64(fault.value_ps), np.int64(0)
+    )
+    if not extra.any():
         return work
     field = {
         "acquire": "rack_ps" if work.rack_ps.shape[0] > 1 else "board_ps",
@@ -274,12 +286,12 @@ def _delayed(work: Workload, fault: DelayFault) -> Workload:
     }[fault.target]
     longer = getattr(work, field).copy()
     if fault.target == "acquire":
-        longer[0, ..., start:, :] += fault.value_ps
+        longer[0] += extra[:, None]
     elif fault.target == "packetize":
-        longer[-1, start:, :] += fault.value_ps
+        longer[-1] += extra[:, None]
     else:
-        longer[start:] += fault.value_ps
+        longer += extra.reshape(-1, *[1] * (longer.ndim - 1))
     if fault.target == "decode":  # both decoders: the hop is the decode, whoever does it
-        return replace(work, primary_ps=longer, fallback_ps=work.fallback_ps + fault.value_ps)
+        return replace(work, primary_ps=longer, fallback_ps=work.fallback_ps + extra)
     changes: dict[str, I64] = {field: longer}
     return replace(work, **changes)  # type: ignore[arg-type]

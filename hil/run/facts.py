@@ -118,7 +118,10 @@ def _faults(scenario: Scenario) -> tuple[FaultRow, ...]:
     for name, fault in scenario.faults.items():
         target = fault.target
         what = f"{fault.kind} of {format_ps(fault.value_ps)} on {target}"
-        until = "to the end" if isinstance(fault, DelayFault) else "once"
+        until = "once"
+        if isinstance(fault, DelayFault):
+            burst = fault.burst
+            until = f"{burst.shots} of every {burst.every} shots" if burst else "to the end"
         rows.append(FaultRow(name, what, f"from shot {fault.at.shot}, {until}"))
     return tuple(rows)
 

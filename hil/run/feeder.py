@@ -7,12 +7,14 @@ keeps a few of them ready.
 
 from __future__ import annotations
 
-import multiprocessing
 import queue
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Pipe
 from typing import Self
 
 import numpy as np
@@ -20,6 +22,7 @@ import numpy as np
 from hil.device.circuits import CodeCircuit
 from hil.device.sampler import BlockCutter, ShotBatch, StimSampler, event_counts
 from hil.errors import HilError, RigError
+from hil.node.processes import signal_when_parent_dies
 from hil.rack.bulk import BulkExecutor
 from hil.rack.pipeline import Pipeline
 from hil.rack.plan import WorkloadSource
@@ -33,6 +36,7 @@ MODELLED_HOPS = frozenset({"acquire", "packetize", "apply"})
 _CHUNK_WALL_PS = 100 * PS_PER_MS
 _CHUNKS_AHEAD = 4
 _JOIN_S = 5.0
+_MAIN = "import sys; from hil.run.feeder import main; main(int(sys.argv[1]))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +137,14 @@ class Feeder:
     """The feeder process and the thread that keeps chunks ready. A context manager."""
 
     def __init__(self, plan: FeedPlan) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, child = context.Pipe()
-        self._process = context.Process(
-            target=_feed, args=(plan, child), daemon=True, name="hil-feeder"
+        self._pipe, child = Pipe(duplex=True)
+        self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            [sys.executable, "-c", _MAIN, str(child.fileno())],
+            pass_fds=[child.fileno()],
+            stdin=subprocess.DEVNULL,
         )
-        self._process.start()
         child.close()
+        self._pipe.send(plan)
         self._ready: queue.Queue[Chunk | BaseException | None] = queue.Queue(_CHUNKS_AHEAD)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._receive, daemon=True, name="hil-feeder-pipe")
@@ -172,8 +177,10 @@ class Feeder:
     def close(self) -> None:
         """End process and thread."""
         self._stop.set()
-        self._process.terminate()
-        self._process.join(_JOIN_S)
+        self._process.kill()
+        self._process.wait(_JOIN_S)
+        if self._thread.is_alive():
+            self._thread.join(_JOIN_S)
         self._pipe.close()
 
     def __enter__(self) -> Self:
@@ -188,7 +195,7 @@ class Feeder:
         except (EOFError, OSError) as error:
             return RigError(
                 "the feeder process ended early",
-                got=f"exit code {self._process.exitcode}, {error!r}",
+                got=f"exit code {self._process.poll()}, {error!r}",
                 fix="see its message on standard error",
             )
         return received
@@ -206,16 +213,20 @@ class Feeder:
                 return
 
 
-def _feed(plan: FeedPlan, pipe: Connection) -> None:
-    """Body of the feeder process; ends when the parent closes the pipe."""
-    try:
-        next(plan.chunks(0))  # compiles and loads everything once, off the clock
-        pipe.send(None)
-        wall_start_ps = pipe.recv()
-        for chunk in plan.chunks(wall_start_ps):
-            pipe.send(chunk)
-        pipe.send(None)
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):
-        return
-    except HilError as error:
-        pipe.send(error)
+def main(descriptor: int) -> None:
+    """Body of the feeder process; ends when the parent closes the pipe or dies."""
+    signal_when_parent_dies(signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+    with Connection(descriptor) as pipe:
+        try:
+            plan: FeedPlan = pipe.recv()
+            next(plan.chunks(0))  # compiles and loads everything once, off the clock
+            pipe.send(None)
+            wall_start_ps = pipe.recv()
+            for chunk in plan.chunks(wall_start_ps):
+                pipe.send(chunk)
+            pipe.send(None)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return
+        except HilError as error:
+            pipe.send(error)

@@ -18,6 +18,7 @@ import numpy as np
 from gpu_decoder.protocol import Decoder, Reason
 from hil.device.circuits import CodeCircuit
 from hil.device.sampler import ShotBatch, StimSampler
+from hil.errors import ScenarioError
 from hil.node.client import Exchange, NodeLostError, Plan, RackClient
 from hil.node.config import Delays, NodeConfig
 from hil.rack.pipeline import Pipeline, StageExecutor, WayBack, finish
@@ -110,15 +111,28 @@ def _delays(scenario: Scenario) -> Delays:
     """Injected delays of the hops that are real here; the others are added by the models."""
     values: dict[str, int] = {}
     first: dict[str, int] = {}
+    bursts: dict[str, tuple[int, int]] = {}
     stalls: dict[int, int] = {}
     for fault in scenario.faults.values():
         if isinstance(fault, StallFault):
             stalls[fault.at.shot] = stalls.get(fault.at.shot, 0) + fault.value_ps
         elif isinstance(fault, DelayFault) and fault.target not in MODELLED_HOPS:
             key = f"{fault.target}_ps"
-            values[key] = values.get(key, 0) + fault.value_ps
+            if key in values:
+                raise ScenarioError(
+                    "not yet supported: two delays on one measured hop",
+                    where="faults",
+                    got=fault.target,
+                    allowed="one delay per hop in a live run",
+                    fix="remove one of them",
+                )
+            values[key] = fault.value_ps
             first[fault.target] = fault.at.shot
-    return Delays.model_validate({**values, "from_shot": first, "stalls_ps": stalls})
+            if fault.burst is not None:
+                bursts[fault.target] = (fault.burst.shots, fault.burst.every)
+    return Delays.model_validate(
+        {**values, "from_shot": first, "bursts": bursts, "stalls_ps": stalls}
+    )
 
 
 @dataclass

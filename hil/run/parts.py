@@ -82,7 +82,6 @@ def build_decoders(scenario: Scenario, code: CodeCircuit) -> Decoders:
 def build_recorder(scenario: Scenario, cutter: BlockCutter, widths: ByteWidths) -> RecordBuilder:
     """The rules by which this scenario's shots become columns."""
     faults = scenario.faults.values()
-    delayed = [f.at.shot for f in faults if isinstance(f, DelayFault)]
     record = scenario.run.record
     return RecordBuilder(
         cutter=cutter,
@@ -94,7 +93,7 @@ def build_recorder(scenario: Scenario, cutter: BlockCutter, widths: ByteWidths) 
         shot_period_ps=scenario.system.qpu.shot_period_ps,
         measured=scenario.profile.live,
         board_mask=board_mask(scenario),
-        fault_from=min(delayed, default=None),
+        delays=tuple(f for f in faults if isinstance(f, DelayFault)),
         stalled=frozenset(f.at.shot for f in faults if isinstance(f, StallFault)),
     )
 

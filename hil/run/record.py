@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from gpu_decoder.protocol import Reason
 from hil.device.sampler import BlockCutter, ShotBatch, event_counts
+from hil.rack.plan import delayed_shots
 from hil.rack.timeline import U8, Path, Status, Timeline
+from hil.scenario.model import DelayFault
 from hil.timebase import MISSING_PS
 from hil.trace.column import Array
 from hil.trace.schema import Block, ByteWidths, Dq, Record, block, code
@@ -80,7 +82,7 @@ class RecordBuilder:
         shot_period_ps: start to start.
         measured: whether times are measured (live) or modelled.
         board_mask: bit per readout board.
-        fault_from: shots from here on lie in an injected fault.
+        delays: injected delays; the shots they touch are marked.
         stalled: shots whose decode is stalled on purpose.
     """
 
@@ -93,7 +95,7 @@ class RecordBuilder:
     shot_period_ps: int
     measured: bool
     board_mask: int
-    fault_from: int | None = None
+    delays: tuple[DelayFault, ...] = ()
     stalled: frozenset[int] = field(default_factory=frozenset)
 
     def build(self, driven: Driven) -> tuple[Record, Windows]:
@@ -125,8 +127,9 @@ class RecordBuilder:
         shot = np.arange(batch.first_shot, batch.first_shot + batch.n_shots)
         dq = np.where(shot < self.warmup_shots, np.uint32(Dq.WARMUP.mask), np.uint32(0))
         dq[times.reason == Reason.TRANSPORT_LOSS] |= np.uint32(Dq.SEQ_GAP.mask)
-        if self.fault_from is not None:
-            dq[shot >= self.fault_from] |= np.uint32(Dq.FAULT_WINDOW.mask)
+        for fault in self.delays:
+            hit = delayed_shots(fault, batch.first_shot, batch.n_shots)
+            dq[hit] |= np.uint32(Dq.FAULT_WINDOW.mask)
         for stalled in self.stalled:
             if 0 <= stalled - batch.first_shot < batch.n_shots:
                 dq[stalled - batch.first_shot] |= np.uint32(Dq.FAULT_WINDOW.mask)

@@ -119,13 +119,35 @@ class AtSpec(Spec):
     shot: int = Field(ge=0, description="Index of the shot.")
 
 
+class BurstSpec(Spec):
+    """Part of a period in which a fault is on."""
+
+    shots: int = Field(ge=1, description="Shots with the fault, from the start of each period.")
+    every: int = Field(ge=2, description="Length of a period in shots.")
+
+    @model_validator(mode="after")
+    def _part(self) -> BurstSpec:
+        if self.shots >= self.every:
+            raise problem(
+                "E205",
+                "a burst takes its whole period",
+                got=f"shots {self.shots}, every {self.every}",
+                allowed="shots < every",
+                fix="lower shots, or remove burst",
+            )
+        return self
+
+
 class DelayFault(Spec):
-    """A pure delay on one hop, from a shot to the end of the run."""
+    """A pure delay on one hop, from a shot to the end of the run, or in bursts."""
 
     kind: Literal["delay"] = Field(description="Kind of fault.")
     target: Hop = Field(description="Hop that becomes longer.")
     value_ps: DurationPs = Field(alias="value", description="Added time.")
     at: AtSpec = Field(default=AtSpec(shot=0), description="First delayed shot.")
+    burst: BurstSpec | None = Field(
+        default=None, description="Only some shots of each period; absent: all."
+    )
 
 
 class StallFault(Spec):

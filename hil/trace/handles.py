@@ -15,6 +15,7 @@ import h5py
 
 from hil.errors import TraceError
 from hil.trace.ledger import open_live, written_here
+from hil.trace.objects import open_dataset
 from hil.trace.paths import is_live
 
 _lock: Final = threading.Lock()
@@ -49,7 +50,7 @@ class OpenFile:
         """
         with self._lock:
             if path not in self._handles:
-                self._handles[path] = self.file[path]
+                self._handles[path] = open_dataset(self.file, path)
                 self._stale.add(path)
             handle = self._handles[path]
             if path in self._stale:

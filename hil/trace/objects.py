@@ -14,6 +14,8 @@ import h5py
 import numpy as np
 from h5py import h5a, h5d, h5ds, h5p, h5s, h5t
 
+from hil.trace.column import Array
+
 _TEXT: Final = h5py.string_dtype()
 _SCALE_ATTRIBUTES: Final = frozenset(
     {b"CLASS", b"NAME", b"DIMENSION_LIST", b"REFERENCE_LIST", b"DIMENSION_LABELS"}
@@ -49,6 +51,15 @@ def create_column(
     return h5py.Dataset(h5d.create(group.id, name.encode(), kind, space, settings))
 
 
+def open_dataset(group: h5py.Group, path: str) -> h5py.Dataset:
+    """Open a dataset below a group or file.
+
+    Raises:
+        KeyError: there is no such dataset.
+    """
+    return h5py.Dataset(h5d.open(group.id, path.encode()))
+
+
 def attach_scale(dataset: h5py.Dataset, axis: int, scale: h5py.Dataset) -> None:
     """Make ``scale`` a dimension scale of one axis."""
     h5ds.attach_scale(dataset.id, scale.id, axis)
@@ -61,18 +72,22 @@ def write_attributes(target: h5py.HLObject, values: Mapping[str, Any]) -> None:
         _create(target, name.encode(), array)
 
 
-def copy_attributes(source: h5py.HLObject, target: h5py.HLObject) -> None:
-    """Copy all attributes but those that tie scales together."""
+def copy_attributes(source: h5py.HLObject, target: h5py.HLObject) -> dict[str, Array]:
+    """Copy all attributes but those that tie scales together; returns what was copied."""
+    copied: dict[str, Array] = {}
     for index in range(h5a.get_num_attrs(source.id)):
         attribute = h5a.open(source.id, index=index)
-        if attribute.name in _SCALE_ATTRIBUTES:
+        name = attribute.name
+        if name in _SCALE_ATTRIBUTES:
             continue
         array = np.empty(attribute.shape, dtype=attribute.dtype)
         attribute.read(array)
-        _create(target, attribute.name, array)
+        _create(target, name, array)
+        copied[name.decode()] = array
+    return copied
 
 
-def _create(target: h5py.HLObject, name: bytes, array: np.ndarray[Any, Any]) -> None:
+def _create(target: h5py.HLObject, name: bytes, array: Array) -> None:
     kind = h5t.py_create(array.dtype, logical=True)
     space = h5s.create_simple(array.shape) if array.shape else h5s.create(h5s.SCALAR)
     h5a.create(target.id, name, kind, space).write(array)

@@ -31,7 +31,7 @@ from hil.trace.extras import HopSummary, TraceExtras, write_expect, write_summar
 from hil.trace.handles import is_open_here
 from hil.trace.ledger import Ledger, is_held, open_live, read_ledger
 from hil.trace.meta import write_epoch
-from hil.trace.objects import attach_scale, copy_attributes, create_column
+from hil.trace.objects import attach_scale, copy_attributes, create_column, open_dataset
 from hil.trace.paths import final_path, part_path
 from hil.trace.schema import RECOVERED
 
@@ -133,11 +133,11 @@ def _copy_stream(
 ) -> None:
     new = target.create_group(str(group.name))
     copy_attributes(group, new)
-    members = dict(group.items())
-    row = _copy_column(members[layout.ROW], new, rows, None)
+    row = _copy_column(open_dataset(group, layout.ROW), new, rows, None)
     row.make_scale(layout.ROW)
-    for name, old in sorted(members.items()):
-        if name == layout.ROW or (name.endswith("_byte") and old.is_scale):
+    for name in sorted(set(group) - {layout.ROW}):
+        old = open_dataset(group, name)
+        if old.is_scale:
             continue
         if len(old) < rows:
             raise TraceError(
@@ -146,36 +146,40 @@ def _copy_stream(
                 got=f"{len(old)} rows",
                 allowed=f"at least {rows}",
             )
-        hashed = identity if not old.attrs.get("volatile", 0) else None
-        column = _copy_column(old, new, rows, hashed)
+        column = _copy_column(old, new, rows, identity)
         attach_scale(column, 0, row)
-        if old.ndim > 1:
-            axis = f"{name}_byte"
-            scale = new.create_dataset(axis, data=members[axis][:])
-            scale.make_scale(axis)
-            copy_attributes(members[axis], scale)
-            attach_scale(column, 1, scale)
+        if column.ndim > 1:
+            attach_scale(column, 1, _copy_axis(open_dataset(group, f"{name}_byte"), new))
+
+
+def _copy_axis(old: h5py.Dataset, group: h5py.Group) -> h5py.Dataset:
+    name = str(old.name).rpartition("/")[2]
+    scale = group.create_dataset(name, data=old[:])
+    scale.make_scale(name)
+    copy_attributes(old, scale)
+    return scale
 
 
 def _copy_column(
     old: h5py.Dataset, group: h5py.Group, rows: int, identity: ContentHash | None
 ) -> h5py.Dataset:
-    size = max(1, min(old.chunks[0], rows))
-    tail = old.shape[1:]
-    name = str(old.name).rpartition("/")[2]
+    """Copy a column; its values enter ``identity`` unless it is volatile."""
+    name, chunks, tail = str(old.name), old.chunks, old.shape[1:]
     new = create_column(
         group,
-        name,
+        name.rpartition("/")[2],
         old.dtype,
         rows=rows,
         tail=tail,
-        chunk=size,
+        chunk=max(1, min(chunks[0], rows)),
         shuffle=bool(old.shuffle),
         extensible=False,
     )
-    copy_attributes(old, new)
+    attributes = copy_attributes(old, new)
+    if attributes.get("volatile", 0):
+        identity = None
     if identity is not None:
-        identity.begin(str(old.name), old.dtype, new.shape)
+        identity.begin(name, old.dtype, (rows, *tail))
     try:
         for values in _copy_chunks(old, new, rows, decoded=identity is not None):
             if identity is not None:
@@ -184,7 +188,7 @@ def _copy_column(
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise TraceError(
-            "damaged chunk", where=f"{old.file.filename}:{old.name}", got=str(error)
+            "damaged chunk", where=f"{old.file.filename}:{name}", got=str(error)
         ) from error
     return new
 

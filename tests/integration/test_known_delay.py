@@ -18,10 +18,12 @@ STAMPS = (
     "reply_rx", "applied",
 )  # fmt: skip
 DELAY_PS = 20_000_000
-LIVE_TOLERANCE_PS = 8_000_000
-"""U of the live comparison: medians of 60 shots each on a shared two-core machine, below half of
-the injected delay, so that delayed and undelayed hops cannot be confused."""
-SEGMENT = 60
+RUN_SHOTS = 6
+"""Shots per burst; bursts with a delay alternate with bursts without."""
+CYCLES = 20
+SIGMAS = 6
+FALSE_ALARM_RATE = 2e-9  # of one comparison, two-sided, if the scatter were normal
+PERIOD = 2 * len(HOPS) * RUN_SHOTS
 
 
 def _hops(trace: Path) -> np.ndarray:
@@ -61,31 +63,57 @@ def test_virtual_to_the_picosecond(
     assert np.array_equal(late - base, want)
 
 
-@pytest.mark.parametrize("bind", ["sil", "sil100"])
-def test_live(
-    scenarios: Path, tmp_path: Path, bind: str, loopback: tuple[str, str], no_orphans: None
-) -> None:
-    """One run, hop after hop delayed from its segment on: each segment differs in one hop."""
+def _live(scenarios: Path, out: Path, bind: str, loopback: tuple[str, str]) -> np.ndarray:
+    """float64 [CYCLES, 9, 9]: change of hop j (ps) while hop k was delayed, cycle by cycle.
+
+    Every hop is delayed in turn for a few shots, with undelayed shots before and after; the change
+    is the burst's median minus the mean of its two neighbours' medians, so slow drift cancels.
+    """
     network = f"bind.profiles.{bind}.network"
     overrides = [
-        f"run.shots={SEGMENT * (len(HOPS) + 1)}",
+        f"run.shots={PERIOD * CYCLES + RUN_SHOTS}",
         f"{network}.rack_address={loopback[0]}",
         f"{network}.node_address={loopback[1]}",
     ]
-    if bind == "sil100":  # 100 times slower on the wall: 2 ms between rounds, 10 ms between shots
-        overrides += ["system.qpu.round_period=20us", "system.qpu.shot_period=100us"]
+    if bind == "sil100":  # 100 times slower on the wall: 1 ms between rounds, 4 ms between shots
+        overrides += ["system.qpu.round_period=10us", "system.qpu.shot_period=40us"]
     faults = ", ".join(
-        f"{hop}: {{kind: delay, target: {hop}, value: 20us, at: {{shot: {SEGMENT * (k + 1)}}}}}"
+        f"{hop}: {{kind: delay, target: {hop}, value: 20us, at: {{shot: {RUN_SHOTS * (2 * k + 1)}}}"
+        f", burst: {{shots: {RUN_SHOTS}, every: {PERIOD}}}}}"
         for k, hop in enumerate(HOPS)
     )
     result = run_scenario(
         scenarios / "known_delay.yaml",
-        RunOptions(bind=bind, out=tmp_path / "run", overrides=[*overrides, f"faults={{{faults}}}"]),
+        RunOptions(bind=bind, out=out, overrides=[*overrides, f"faults={{{faults}}}"]),
     )
-    hops = _hops(result.trace).reshape(len(HOPS), len(HOPS) + 1, SEGMENT)
-    step = np.diff(np.median(hops, axis=2), axis=1)
-    off = step - DELAY_PS * np.eye(len(HOPS))
-    worst = np.unravel_index(np.abs(off).argmax(), off.shape)
-    assert np.abs(off).max() < LIVE_TOLERANCE_PS, (
-        f"{HOPS[worst[0]]} moved by {step[worst] / 1e6:.1f} us when {HOPS[worst[1]]} was delayed"
+    medians = np.median(_hops(result.trace).reshape(len(HOPS), -1, RUN_SHOTS), axis=2)
+    delayed, before, after = medians[:, 1::2], medians[:, 0:-1:2], medians[:, 2::2]
+    change = delayed - (before + after) / 2
+    return change.reshape(len(HOPS), CYCLES, len(HOPS)).transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize("bind", ["sil", "sil100"])
+def test_live(
+    scenarios: Path, tmp_path: Path, bind: str, loopback: tuple[str, str], no_orphans: None
+) -> None:
+    """20 us +- U on the delayed hop, 0 +- U on all others, U from the scatter of the cycles.
+
+    U must be below half the delay, or delayed and undelayed could be confused: a noisy machine
+    measures again and pools, up to three times.
+    """
+    cycles = np.empty((0, len(HOPS), len(HOPS)))
+    for attempt in range(3):
+        new = _live(scenarios, tmp_path / str(attempt), bind, loopback)
+        cycles = np.concatenate([cycles, new])
+        centre = np.median(cycles, axis=0)
+        scatter = 1.4826 * np.median(np.abs(cycles - centre), axis=0)
+        u_ps = SIGMAS * 1.2533 * scatter / np.sqrt(len(cycles)) + 1_000_000
+        if u_ps.max() < DELAY_PS / 2:
+            break
+    assert u_ps.max() < DELAY_PS / 2, f"too noisy to tell: U = {u_ps.max() / 1e6:.1f} us"
+    off = np.abs(centre - DELAY_PS * np.eye(len(HOPS)))
+    k, j = np.unravel_index((off - u_ps).argmax(), off.shape)
+    assert (off <= u_ps).all(), (
+        f"{HOPS[j]} moved by {centre[k, j] / 1e6:.1f} us when {HOPS[k]} was delayed by 20 us; "
+        f"U = {u_ps[k, j] / 1e6:.1f} us"
     )

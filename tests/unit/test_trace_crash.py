@@ -7,6 +7,8 @@ import random
 import signal
 import time
 from multiprocessing.process import BaseProcess
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import h5py
@@ -27,14 +29,24 @@ SEED = 20_261_122
 
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["trace_child"])
+CONTEXT.set_forkserver_preload(["hil.trace.writer"])
 
 
-def start(path: Path, level: str = "rounds", *, records: int = 0) -> BaseProcess:
-    """Process that writes, once it has handed over some records."""
-    appended = CONTEXT.Value("q", 0)
-    child = CONTEXT.Process(target=trace_child.main, args=(path, level, appended), daemon=True)
+def prepare(path: Path, level: str) -> tuple[BaseProcess, Event, Synchronized]:
+    """Process that is about to write (starting one takes longer than all the rest)."""
+    go, appended = CONTEXT.Event(), CONTEXT.Value("q", 0)
+    child = CONTEXT.Process(target=trace_child.main, args=(path, level, go, appended), daemon=True)
     child.start()
+    return child, go, appended
+
+
+def start(path: Path, level: str = "rounds") -> BaseProcess:
+    return let_go(*prepare(path, level), records=0)
+
+
+def let_go(child: BaseProcess, go: Event, appended: Synchronized, *, records: int) -> BaseProcess:
+    """Let it write until it has handed over some records."""
+    go.set()
     while appended.value <= records:
         assert child.is_alive()
         time.sleep(0.0005)
@@ -81,9 +93,10 @@ def assert_is_prefix_of_the_run(path: Path) -> int:
 def test_a_killed_run_recovers_exactly_to_its_ledger(tmp_path, level):
     rng = random.Random(f"{SEED} {level}")
     recovered = []
+    following = prepare(tmp_path / "t0.h5", level)
     for i in range(10):
-        path = tmp_path / f"t{i}.h5"
-        child = start(path, level, records=rng.randrange(40))
+        child = let_go(*following, records=rng.randrange(5, 60))
+        following = prepare(tmp_path / f"t{i + 1}.h5", level)
         time.sleep(rng.uniform(0.0, 0.01))
         kill(child)
         part = tmp_path / f"t{i}.part.h5"
@@ -97,6 +110,8 @@ def test_a_killed_run_recovers_exactly_to_its_ledger(tmp_path, level):
         recovered.append(assert_is_prefix_of_the_run(final))
         assert i % 4 or validate_trace(final).ok
         final.unlink()
+    following[0].kill()
+    following[0].join()
     assert sum(n > 0 for n in recovered) >= 3, recovered
 
 
