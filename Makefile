@@ -27,8 +27,9 @@ run: $(STAMP)
 	$(BIN)/hil run scenarios/surface_d5.yaml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow' --junitxml=$(VENV)/junit-test.xml
-	$(BIN)/python tools/check_skips.py $(VENV)/junit-test.xml
+	$(BIN)/python -m pytest -m 'not slow and not live' -n 2 --junitxml=$(VENV)/junit-test.xml
+	$(BIN)/python -m pytest -m 'live and not slow' --junitxml=$(VENV)/junit-live.xml
+	$(BIN)/python tools/check_skips.py $(VENV)/junit-test.xml $(VENV)/junit-live.xml
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --junitxml=$(VENV)/junit-slow.xml

@@ -53,14 +53,12 @@ class PolicyConfig:
         enabled: ``False`` = policy ``never``: the primary answers however late.
         primary_workers: number of primary workers (>= 1).
         fallback_workers: number of fallback workers (>= 1).
-        primary_service_pred_ps: P, predicted service time of the primary.
         way_back_pred_ps: predicted time from decode end to correction in effect.
     """
 
     enabled: bool
     primary_workers: int
     fallback_workers: int
-    primary_service_pred_ps: int
     way_back_pred_ps: int
 
 
@@ -97,12 +95,13 @@ class DeadlinePolicy:
         *,
         primary_deadline_ps: int,
         deadline_ps: int,
+        primary_pred_ps: int,
         fallback_pred_ps: int,
-        primary_pred_ps: int | None = None,
     ) -> list[Action]:
-        """Window ``key`` is complete at ``now_ps``; its deadlines are absolute."""
-        if primary_pred_ps is None:
-            primary_pred_ps = self.config.primary_service_pred_ps
+        """Window ``key`` is complete at ``now_ps``.
+
+        Its deadlines are absolute; ``*_pred_ps`` are predicted service times.
+        """
         window = _Window(key, primary_deadline_ps, deadline_ps, primary_pred_ps, fallback_pred_ps)
         self._undecided[key] = window
         self._waiting.append(window)

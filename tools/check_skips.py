@@ -1,7 +1,7 @@
 """Compares the tests that were skipped with ``tests/expected_skips.toml``.
 
-A skip that nobody expects is a failure: it can hide breakage. Reads a JUnit file.
-Usage: ``python tools/check_skips.py junit.xml``.
+A skip that nobody expects is a failure: it can hide breakage. Reads JUnit files.
+Usage: ``python tools/check_skips.py junit.xml ...``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ALLOWED = Path(__file__).resolve().parent.parent / "tests" / "expected_skips.tom
 
 
 def skipped(junit: Path) -> dict[str, str]:
-    """Test name -> reason of every skipped test."""
+    """Test name -> reason of every skipped test of one file."""
     found = {}
     for case in ET.parse(junit).getroot().iter("testcase"):  # noqa: S314 - our own file
         skip = case.find("skipped")
@@ -29,9 +29,8 @@ def main() -> int:
     """Exit code 0 if every skip is expected in this lane."""
     lane = "root" if os.name == "posix" and os.geteuid() == 0 else "user"
     allowed = tomllib.loads(ALLOWED.read_text())[lane]["tests"]
-    unexpected = {
-        name: why for name, why in skipped(Path(sys.argv[1])).items() if name not in allowed
-    }
+    found = {name: why for file in sys.argv[1:] for name, why in skipped(Path(file)).items()}
+    unexpected = {name: why for name, why in found.items() if name not in allowed}
     for name, why in unexpected.items():
         print(f"unexpected skip: {name}: {why}")
     return 1 if unexpected else 0

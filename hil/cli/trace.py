@@ -55,17 +55,14 @@ def _print_facts(facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    table = Table(show_header=False, box=None)
     for name, value in facts.items():
         if name != "rows":
-            table.add_row(name, str(value))
-    console.print(table)
-    rows = Table("stream", "rows", title="rows")
+            typer.echo(f"{name:<16} {value}")
+    rows = Table("stream", "rows")
     rows.columns[1].justify = "right"
     for name, count in facts["rows"].items():
         rows.add_row(name, f"{count:,}")
-    console.print(rows)
+    Console().print(rows)
 
 
 @app.command()

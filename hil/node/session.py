@@ -8,6 +8,7 @@ duplicate, stale, or has no header that could be trusted. Rules and statuses: ``
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from gpu_decoder.policy import Do
 from gpu_decoder.protocol import Reason
+from hil.errors import NodeError
 from hil.link.sequence import Arrival
 from hil.node.config import NodeConfig
 from hil.node.intake import Fault, Intake, Rejected
@@ -58,6 +60,7 @@ class Session:
         self._shots: dict[int, Shot] = {}
         self._collecting: dict[int, Shot] = {}
         self._newest = config.first_shot - 1
+        self._asked: deque[Shot] = deque()  # requests without reply, in order of arrival
         first_counter = config.first_shot * self._per_shot
         self._intake = Intake(config, first_counter, HISTORY_SHOTS * self._per_shot)
         self._count = self._intake.count
@@ -94,6 +97,8 @@ class Session:
         shot = self._open(read.counter // self._per_shot, actions)
         full = Fault(Status.BUSY, Reason.QUEUE_FULL)
         if read.is_get:
+            if shot.asked is None:
+                self._asked.append(shot)
             shot.asked = Asked(read.request_id, read.ptp_timestamp, 0)
             return actions + self._declare(shot, full, undeliverable=True)
         busy = self._intake.reply_to(read.request_id, read.ptp_timestamp, Status.BUSY)
@@ -210,6 +215,8 @@ class Session:
     def _get(self, shot: Shot, request: GetCorrections, slot: int) -> list[Action]:
         self._count["get"] += 1
         valid_until = request.envelope.valid_until_round if request.envelope else 0
+        if shot.asked is None:
+            self._asked.append(shot)
         shot.asked = Asked(request.request_id, request.ptp_timestamp, valid_until)
         fault = self._intake.get_fault(request)
         if fault is not None:
@@ -291,21 +298,31 @@ class Session:
         return [Release(slots)]
 
     def _deliver(self, shot: Shot) -> list[Action]:
-        """Reply to the shot's request, once, when both it and an outcome are there."""
-        outcome, asked = shot.outcome, shot.asked
-        if outcome is None or asked is None or shot.reply_made:
+        """Reply to the shot's request, once, when both it and an outcome are there.
+
+        Replies leave in the order of the requests (the response ring is strictly round robin): an
+        early answer waits for its predecessors.
+        """
+        if shot.outcome is None or shot.asked is None or shot.reply_made:
             return self._close(shot)
+        actions: list[Action] = []
+        while self._asked and self._asked[0].outcome is not None:
+            actions.append(self._reply_for(self._asked.popleft()))
+        return actions
+
+    def _reply_for(self, shot: Shot) -> Action:
+        outcome, asked = shot.outcome, shot.asked
+        if outcome is None or asked is None:
+            raise NodeError("a reply without outcome or request", got=f"shot {shot.number}")
         shot.reply_made = True
-        return [
-            self._intake.reply_to(
-                asked.request_id,
-                asked.ptp_timestamp,
-                outcome.status,
-                outcome.prediction,
-                valid_until=asked.valid_until_round,
-                shot=shot.number,
-            )
-        ]
+        return self._intake.reply_to(
+            asked.request_id,
+            asked.ptp_timestamp,
+            outcome.status,
+            outcome.prediction,
+            valid_until=asked.valid_until_round,
+            shot=shot.number,
+        )
 
     def _close(self, shot: Shot) -> list[Action]:
         """Publish the shot's row once it is settled, replied to and no worker is busy with it."""

@@ -51,7 +51,6 @@ class Windows:
                 enabled=config.mode == "decide" and config.fallback is not None,
                 primary_workers=config.primary_workers,
                 fallback_workers=config.fallback_workers,
-                primary_service_pred_ps=config.primary_pred_ps,
                 way_back_pred_ps=config.way_back_pred_ps,
             )
         )
@@ -97,6 +96,7 @@ class Windows:
             now_ps,
             primary_deadline_ps=shot.t0_last_ps + primary_deadline_ps,
             deadline_ps=shot.t0_last_ps + config.deadline_ps,
+            primary_pred_ps=config.primary_pred_ps,
             fallback_pred_ps=fallback_pred_ps,
         )
 

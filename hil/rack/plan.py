@@ -16,7 +16,6 @@ from hil.rack.pipeline import Pipeline, StageExecutor, Station
 from hil.rack.timeline import I64, Workload
 from hil.scenario.latency import Latency
 from hil.scenario.model import DecoderBinding, DelayFault, Scenario, StallFault
-from hil.scenario.service import ByEvents
 from hil.scenario.system import DecoderSpec, LinksSpec
 from hil.timebase import PS_PER_S
 from hil.wire.rpc_batch import enqueue_row_bytes
@@ -34,14 +33,14 @@ def wire_ps(n_bytes: int, rate_bps: int) -> int:
 
 
 def build_pipeline(
-    scenario: Scenario, largest_block_bits: int, *, measured: MeasuredPredictions | None = None
+    scenario: Scenario, largest_block_bits: int, *, way_back_pred_ps: int
 ) -> Pipeline:
     """The pipeline of a scenario.
 
     Args:
         scenario: checked scenario.
         largest_block_bits: detectors of the largest block: fixes the length of all frames.
-        measured: predictions of a live run, where no model states them.
+        way_back_pred_ps: time that the policy predicts from decode end to correction in effect.
 
     Raises:
         ScenarioError: the ring cannot hold one shot.
@@ -59,7 +58,6 @@ def build_pipeline(
         )
     up = system.links.up
     frame = FRAME_OVERHEAD_BYTES + enqueue_row_bytes(largest_block_bits) + _PREAMBLE_FCS_BYTES
-    predictions = measured or _modelled_predictions(scenario)
     fallback = system.decoder.fallback
     return Pipeline(
         n_blocks=n_blocks,
@@ -77,18 +75,9 @@ def build_pipeline(
             enabled=fallback.policy == "on_deadline",
             primary_workers=system.decoder.workers,
             fallback_workers=fallback.workers,
-            primary_service_pred_ps=predictions.primary_ps,
-            way_back_pred_ps=predictions.way_back_ps,
+            way_back_pred_ps=way_back_pred_ps,
         ),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredPredictions:
-    """What the policy plans with: primary service, way back to the rack."""
-
-    primary_ps: int
-    way_back_ps: int
 
 
 def _station(scenario: Scenario, name: str) -> Station:
@@ -96,16 +85,16 @@ def _station(scenario: Scenario, name: str) -> Station:
     return Station(name, stage.servers, stage.buffer)
 
 
-def _modelled_predictions(scenario: Scenario) -> MeasuredPredictions:
-    decoder = scenario.profile.decoder
-    if decoder.service is None or decoder.reply is None:
-        raise ScenarioError(
-            "a live run states its predictions itself", where="bind.profiles", got="time: measured"
-        )
-    model = decoder.service.model
-    primary = max(model.service_ps) if isinstance(model, ByEvents) else predicted_ps(model)
-    way_back = predicted_ps(decoder.reply) + rack_way_back_ps(scenario)
-    return MeasuredPredictions(max(1, primary), way_back)
+def modelled_way_back_ps(scenario: Scenario) -> int:
+    """Predicted way back of a virtual run: reply, downlink, apply.
+
+    Raises:
+        ScenarioError: the profile models no reply.
+    """
+    reply = scenario.profile.decoder.reply
+    if reply is None:
+        raise ScenarioError("a virtual run needs this model", where="bind.decoder.reply")
+    return predicted_ps(reply) + rack_way_back_ps(scenario)
 
 
 def rack_way_back_ps(scenario: Scenario) -> int:

@@ -8,8 +8,10 @@ executor (``docs/time.md``). Rack stages are models in both cases.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 
@@ -22,7 +24,7 @@ from hil.errors import ScenarioError
 from hil.node.client import Exchange, NodeLostError, Plan, RackClient
 from hil.node.config import Delays, NodeConfig
 from hil.rack.pipeline import Pipeline, StageExecutor, WayBack, finish
-from hil.rack.plan import MeasuredPredictions, rack_way_back_ps
+from hil.rack.plan import rack_way_back_ps
 from hil.rack.timeline import I64, Path, Status, Timeline, Workload
 from hil.run.events import packet_rows
 from hil.run.feeder import MODELLED_HOPS, Chunk, Feeder, FeedPlan
@@ -103,6 +105,7 @@ def node_config(
         fallback_pred=((0, predictions.fallback_ps),),
         gap_timeout_ps=max(2 * PS_PER_S, 8 * spacing_ps),
         answer_timeout_ps=max(5 * PS_PER_S, 8 * spacing_ps),
+        spin=scenario.profile.rack.spin,
         delays=_delays(scenario),
     )
 
@@ -148,7 +151,6 @@ class LiveRun:
     config: NodeConfig
     predictions: Predictions
     widths: ByteWidths | None = None
-    spin: bool = False
     wall_start_ps: int = 0
     lost_node: str = ""
     undetected: int = 0
@@ -165,7 +167,7 @@ class LiveRun:
             NodeLostError: the node died and the scenario says ``on_node_lost: fail``; the shots
                 known by then have been yielded.
         """
-        with Feeder(self.feed) as feeder, RackClient(self.config) as client:
+        with _prompt_threads(), Feeder(self.feed) as feeder, RackClient(self.config) as client:
             self.fingerprints = client.fingerprints()
             self.node_pid = client.node_pid
             feeder.warm_up()
@@ -198,7 +200,7 @@ class LiveRun:
         loss: list[NodeLostError] = []
 
         def exchanges() -> Iterator[tuple[Chunk, Exchange]]:
-            stream = client.stream(plans(), spin=self.spin)
+            stream = client.stream(plans(), spin=self.config.spin)
             while True:
                 try:
                     exchange = next(stream)
@@ -390,6 +392,17 @@ class LiveRun:
             }
 
 
+@contextmanager
+def _prompt_threads() -> Iterator[None]:
+    """Let the sender have the GIL back within 0.1 ms (default 5 ms) while the recorder works."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
 def _split(partial: Exchange | None, sent: deque[Chunk]) -> Iterator[tuple[Chunk, Exchange]]:
     """What was known when the node died, chunk by chunk."""
     start = 0
@@ -422,8 +435,3 @@ def _declared(times: Timeline, gone: np.ndarray, reason: np.ndarray) -> Timeline
         reason=np.where(gone, reason, times.reason),
         status=np.where(gone, np.uint8(Status.DROPPED), times.status),
     )
-
-
-def live_predictions(predictions: Predictions) -> MeasuredPredictions:
-    """What the executor's policy plans with: the same figures as the node's."""
-    return MeasuredPredictions(predictions.primary_ps, predictions.way_back_ps)

@@ -11,7 +11,12 @@ from pathlib import Path
 from hil.device.circuits import CodeCircuit
 from hil.device.sampler import BlockCutter, StimSampler
 from hil.errors import HilError, UsageError
-from hil.rack.plan import WorkloadSource, build_pipeline, choose_executor
+from hil.rack.plan import (
+    WorkloadSource,
+    build_pipeline,
+    choose_executor,
+    modelled_way_back_ps,
+)
 from hil.report.document import Document
 from hil.run import facts, provenance, virtual
 from hil.run.events import fault_rows
@@ -210,7 +215,7 @@ def _driver(rig: Rig, widths: ByteWidths) -> Batches:
     largest = int(rig.code.block_bits.max())
     if rig.loaded.profile.live:
         return _live(rig, source, largest, widths)
-    pipeline = build_pipeline(scenario, largest)
+    pipeline = build_pipeline(scenario, largest, way_back_pred_ps=modelled_way_back_ps(scenario))
     executor, rig.executor_why = choose_executor(scenario, pipeline)
     rig.executor = executor.name
     rig.counts = dict.fromkeys(
@@ -226,7 +231,7 @@ def _live(rig: Rig, source: WorkloadSource, largest: int, widths: ByteWidths) ->
 
     scenario, pace = rig.loaded.scenario, rig.loaded.profile.rack.pace
     predictions = live.measure_predictions(scenario, rig.code, rig.decoders)
-    pipeline = build_pipeline(scenario, largest, measured=live.live_predictions(predictions))
+    pipeline = build_pipeline(scenario, largest, way_back_pred_ps=predictions.way_back_ps)
     # What crossed the sockets contains the serialisation: it must not be added a second time.
     scenario_time = replace(pipeline, frame_ps=0)
     executor, why = choose_executor(scenario, scenario_time)

@@ -27,6 +27,10 @@ class RackBinding(Spec):
         le=10**6,
         description="Wall time = pace x scenario time (live network only).",
     )
+    spin: bool = Field(
+        default=False,
+        description="Live: rack and node poll without sleeping; wants two free cores.",
+    )
 
 
 class NetworkBinding(Spec):

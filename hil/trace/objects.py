@@ -72,19 +72,24 @@ def write_attributes(target: h5py.HLObject, values: Mapping[str, Any]) -> None:
         _create(target, name.encode(), array)
 
 
-def copy_attributes(source: h5py.HLObject, target: h5py.HLObject) -> dict[str, Array]:
-    """Copy all attributes but those that tie scales together; returns what was copied."""
-    copied: dict[str, Array] = {}
+def read_attributes(source: h5py.HLObject) -> dict[str, Array]:
+    """All attributes but those that tie scales together, as arrays (texts: arrays of bytes)."""
+    out: dict[str, Array] = {}
     for index in range(h5a.get_num_attrs(source.id)):
         attribute = h5a.open(source.id, index=index)
-        name = attribute.name
-        if name in _SCALE_ATTRIBUTES:
-            continue
-        array = np.empty(attribute.shape, dtype=attribute.dtype)
-        attribute.read(array)
-        _create(target, name, array)
-        copied[name.decode()] = array
-    return copied
+        if attribute.name not in _SCALE_ATTRIBUTES:
+            array = np.empty(attribute.shape, dtype=attribute.dtype)
+            attribute.read(array)
+            out[attribute.name.decode()] = array
+    return out
+
+
+def copy_attributes(source: h5py.HLObject, target: h5py.HLObject) -> dict[str, Array]:
+    """Copy all attributes but those that tie scales together; returns what was copied."""
+    attributes = read_attributes(source)
+    for name, array in attributes.items():
+        _create(target, name.encode(), array)
+    return attributes
 
 
 def _create(target: h5py.HLObject, name: bytes, array: Array) -> None:

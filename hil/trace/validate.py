@@ -16,16 +16,18 @@ import h5py
 import numpy as np
 
 from hil.errors import TraceError
-from hil.trace.column import Column
+from hil.trace.column import Array, Column
 from hil.trace.content import content_id, file_sha256, read_manifest
 from hil.trace.findings import Validation
 from hil.trace.layout import ROW, attributes, stored_dtype
 from hil.trace.meta import sha256_bytes
+from hil.trace.objects import read_attributes
 from hil.trace.reader import Trace, open_trace
 from hil.trace.schema import EXIT_STATUS, RECOVERED, STREAMS
 from hil.trace.validate_rows import check_rows
 
 BYTES_AT_ONCE: Final = 16 << 20
+_FIXED_ATTRIBUTES: Final = frozenset({"units", "clock", "sentinel", "volatile"})
 _ROOT: Final = (
     "run_id", "problem_id", "created_utc", "exit_status", "Conventions", "default", "level",
     "record_level", "arrivals", "pace", "measured", "n_rounds", "t0_ps", "round_period_ps",
@@ -110,21 +112,22 @@ def _check_column(
         members = h5py.check_enum_dtype(dataset.dtype) or {}
         if not column.enum.items() <= members.items():
             report.refuse("dtype", where, "enum members differ from the schema", str(members))
+    present = read_attributes(dataset)
     for name, value in attributes(column, measured=measured).items():
-        if name not in dataset.attrs:
+        if name not in present:
             report.refuse("attribute", where, f"attribute {name} is missing")
-        elif name in ("units", "clock", "sentinel", "volatile") and not _equal(
-            dataset.attrs[name], value
-        ):
-            got = str(dataset.attrs[name])
+        elif name in _FIXED_ATTRIBUTES and not _equal(present[name], value):
+            got = str(present[name])
             report.refuse("attribute", where, f"attribute {name} differs", got, str(value))
-    if "_FillValue" in dataset.attrs:
+    if "_FillValue" in present:
         report.refuse("attribute", where, "_FillValue turns integers into floats in readers")
 
 
-def _equal(a: object, b: object) -> bool:
-    left, right = np.asarray(a), np.asarray(b)
-    return bool(np.array_equal(left, right, equal_nan=left.dtype.kind == "f"))
+def _equal(present: Array, wanted: object) -> bool:
+    if isinstance(wanted, str):
+        text = present[()]
+        return wanted == (text.decode() if isinstance(text, bytes) else text)
+    return bool(np.array_equal(present, np.asarray(wanted), equal_nan=present.dtype.kind == "f"))
 
 
 def _check_length(dataset: h5py.Dataset, rows: int, report: Validation) -> None:

@@ -55,6 +55,7 @@ class TraceWriter:
         self._closing = False
         self._closed = False
         self._error: BaseException | None = None
+        self._reported = False
         self._thread = threading.Thread(target=self._run, name="trace-writer", daemon=True)
         self._thread.start()
         atexit.register(self._stop)  # HDF5 hangs if the process ends while a thread is inside it
@@ -201,8 +202,14 @@ class TraceWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop the thread; a trace that was not closed stays as a committed live file."""
+        """Stop the thread; a trace that was not closed stays as a committed live file.
+
+        Raises:
+            RigError: the thread failed and no call has said so yet.
+        """
         self._stop()
+        if kind is None and self._error is not None and not self._reported:
+            raise self._failure() from self._error
 
     def _stop(self) -> None:
         with self._changed:
@@ -218,6 +225,7 @@ class TraceWriter:
             raise RigError("the trace writer is closed", where=str(self.path))
 
     def _failure(self) -> HilError:
+        self._reported = True
         if isinstance(self._error, TraceError):
             return self._error
         return RigError(

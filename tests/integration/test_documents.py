@@ -29,6 +29,7 @@ def test_documents_show_commands() -> None:
     assert sum(len(_commands(page)) for page in PAGES) >= 4
 
 
+@pytest.mark.live
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if _commands(p)], ids=lambda p: str(p.relative_to(ROOT))
 )

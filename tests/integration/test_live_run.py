@@ -19,7 +19,7 @@ from hil.run.runner import RunOptions, RunResult, run_scenario
 from hil.trace.validate import validate_trace
 from hil.verdict.judge import Verdict
 
-pytestmark = pytest.mark.usefixtures("no_orphans")
+pytestmark = [pytest.mark.live, pytest.mark.usefixtures("no_orphans")]
 
 
 def _options(out: Path, loopback: tuple[str, str], *overrides: str) -> RunOptions:

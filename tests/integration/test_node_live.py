@@ -36,6 +36,8 @@ from hil.wire.rpc_batch import (
     split_blocks,
 )
 
+pytestmark = pytest.mark.live
+
 EPOCH, BOARDS = 3, 1
 MARGIN_PS = 30 * PS_PER_MS
 _pairs = itertools.count(1, 2)

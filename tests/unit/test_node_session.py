@@ -304,10 +304,20 @@ def test_a_window_declared_while_it_waits_never_occupies_a_worker() -> None:
     peer.whole(0)
     peer.send(get(0))
     peer.whole(1)
-    assert statuses(peer.refuse(get(1))) == [Status.BUSY]
+    assert not statuses(peer.refuse(get(1))), "its reply waits for the one of shot 0"
     peer.whole(2)
-    peer.primary(0)
+    assert statuses(peer.primary(0)) == [Status.OK, Status.BUSY]
     assert [start.shot for start in peer.starts] == [0, 2]
+
+
+def test_replies_leave_in_the_order_of_the_requests() -> None:
+    """The response ring is strictly round robin: an early answer waits for its predecessors."""
+    peer = Peer(Session(config(primary_workers=2)))
+    for shot in (0, 1):
+        peer.whole(shot)
+        peer.send(get(shot))
+    assert not statuses(peer.primary(1))
+    assert [reply.request_id for reply in peer.primary(0)] == [R, 2 * R + 1]
 
 
 @pytest.mark.parametrize(

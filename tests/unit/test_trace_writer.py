@@ -287,6 +287,13 @@ def test_the_thread_reports_a_record_that_breaks_it(tmp_path, monkeypatch):
             w.flush()
 
 
+def test_an_error_that_no_call_has_reported_comes_out_at_the_end(tmp_path, monkeypatch):
+    w = make_writer(tmp_path / "t.h5")
+    monkeypatch.setattr(live.LiveFile, "take", lambda *_: 1 / 0)
+    with pytest.raises(RigError, match="ZeroDivisionError"), w:
+        w.append(make_record(0, 10))
+
+
 def test_names_levels_and_states_are_checked(tmp_path):
     with pytest.raises(UsageError, match="record level"):
         make_writer(tmp_path / "t.h5", level="packets")
