@@ -1,10 +1,10 @@
-"""Time: integer picoseconds, named clock domains, exact clock edges.
+"""Time: integer picoseconds and exact clock edges.
 
 All times in the core are ``int`` or ``int64`` counts of picoseconds (suffix ``_ps``). int64 spans
-106.75 days from the epoch of a clock. A time belongs to a clock domain; a difference is taken
-inside one domain only (``docs/time.md``). Rates that are not a whole number of picoseconds keep
-their fraction: 322.265625 MHz has a period of 102400/33 ps and edge ``n`` is at
-``floor(n * 102400 / 33)``.
+106.75 days from the epoch of a clock. Which clock a time belongs to, and which differences are
+legal, is written in ``docs/time.md``; in a trace every time column names its clock. Rates that are
+not a whole number of picoseconds keep their fraction: 322.265625 MHz has a period of 102400/33 ps
+and edge ``n`` is at ``floor(n * 102400 / 33)``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 PS_PER_NS: Final = 1_000
 PS_PER_US: Final = 1_000_000
@@ -21,32 +21,6 @@ PS_PER_S: Final = 1_000_000_000_000
 
 MISSING_PS: Final = -(2**63)
 """Sentinel of a time that is not known (numpy's NaT bit pattern)."""
-
-
-class Rack:
-    """Clock domain of the control electronics: the reference of a scenario."""
-
-
-class Nic:
-    """Clock domain of the receiving network port."""
-
-
-class Host:
-    """Clock domain of the decoder node."""
-
-
-C = TypeVar("C", Rack, Nic, Host)
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Stamp(Generic[C]):
-    """One instant in clock domain ``C``; subtraction across domains is a type error."""
-
-    ps: int
-
-    def __sub__(self, other: Stamp[C]) -> int:
-        """Duration in ps between two stamps of the same domain."""
-        return self.ps - other.ps
 
 
 @dataclass(frozen=True, slots=True)

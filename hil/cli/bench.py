@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,12 +17,16 @@ def _bench() -> None:
 @app.command()
 def model(
     json: Annotated[bool, typer.Option("--json", help="Print data instead of a table.")] = False,
-    seconds: Annotated[float, typer.Option(help="Length of one reference measurement.")] = 8.0,
-    repeats: Annotated[int, typer.Option(help="Alternations; the best counts.")] = 2,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="Length of one reference measurement.")
+    ] = 8.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Alternations; the best counts.")] = 2,
     distance: Annotated[
         list[int] | None, typer.Option("--distance", "-d", help="Code distance; repeatable.")
     ] = None,
-    primary: Annotated[str, typer.Option(help="Decoder of both sides.")] = "pymatching_corr",
+    primary: Annotated[
+        Literal["pymatching_corr", "pymatching"], typer.Option(help="Decoder of both sides.")
+    ] = "pymatching_corr",
 ) -> None:
     """Virtual run against bare sampling + decoding; one thread, p = 0.003, rounds = distance."""
     from json import dumps

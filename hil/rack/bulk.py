@@ -175,6 +175,10 @@ def _node(  # type: ignore[no-untyped-def]
                     start[i] = max(trigger, fallback_free[v])
                     end[i] = start[i] + fallback[i]
                     fallback_free[v] = end[i]
+                    if n_jobs == jobs.shape[0]:  # bounded by the deadline, not by the ring
+                        longer = np.zeros((2 * n_jobs, 3), dtype=np.int64)
+                        longer[:n_jobs] = jobs
+                        jobs = longer
                     jobs[n_jobs, 0] = start[i]
                     jobs[n_jobs, 1] = end[i]
                     jobs[n_jobs, 2] = fallback_pred[i]
@@ -192,7 +196,7 @@ def _node(  # type: ignore[no-untyped-def]
             used += held
             release_next = min(release_next, release)
     scalars[:] = (last_ready, last_fate, n_jobs, n_held, used, release_next)
-    return start, end, path, reason, dropped, depth
+    return start, end, path, reason, dropped, depth, jobs
 
 
 @dataclass
@@ -223,11 +227,11 @@ class BulkExecutor:
         self._pipeline = pipeline
         self._carry = _Carry()
         policy = pipeline.policy
-        room = pipeline.ring_slots + policy.fallback_workers + 8
+        room = pipeline.ring_slots + 8  # every held entry holds at least one slot
         self._scalars = np.array([0, 0, 0, 0, 0, _NEVER], dtype=np.int64)
         self._primary_free = np.zeros(policy.primary_workers, dtype=np.int64)
         self._fallback_free = np.zeros(policy.fallback_workers, dtype=np.int64)
-        self._jobs = np.zeros((room, 3), dtype=np.int64)
+        self._jobs = np.zeros((16, 3), dtype=np.int64)
         self._held = (
             np.zeros(room, dtype=np.int64),
             np.zeros(room, dtype=np.int64),
@@ -296,7 +300,7 @@ class BulkExecutor:
         carry.last["deliver"] = int(last)
         rx, visible = rx.reshape(shape), visible.reshape(shape)
         lost = np.zeros(shape, dtype=np.bool_) if work.lost is None else work.lost
-        start, end, path, reason, dropped, depth = _node(
+        start, end, path, reason, dropped, depth, self._jobs = _node(
             rx, visible, lost, work.dispatch_ps, work.primary_ps, work.primary_pred_ps,
             work.fallback_ps, work.fallback_pred_ps, intended[:, -1],
             p.policy.enabled, p.ring_slots, p.primary_deadline_ps, p.deadline_ps,

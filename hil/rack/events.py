@@ -6,6 +6,7 @@ completions, windows that become ready, timers, frames that arrive at the ring.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from gpu_decoder.policy import Action, DeadlinePolicy, Do
 from gpu_decoder.protocol import Reason
 from hil.rack.pipeline import Pipeline, Station, WayBack, finish
 from hil.rack.timeline import I64, Path, Timeline, Workload
+from hil.timebase import MISSING_PS
 
 _COMPLETION, _READY, _TIMER, _ARRIVAL = 2, 3, 4, 5
 Process: TypeAlias = Generator[simpy.Event, Any, None]
@@ -81,7 +83,7 @@ class _StationProcess:
         self._env = env
         self._delay = delay
         self._leave = leave
-        self.inbox = simpy.Store(env, capacity=station.buffer or float("inf"))
+        self.inbox = simpy.Store(env, capacity=station.buffer or math.inf)
         self._out = simpy.Store(env)
         self._servers = simpy.Resource(env, station.servers) if station.servers else None
         env.process(self._serve())
@@ -229,7 +231,7 @@ class _World:
     def _open_batch(self, work: Workload) -> _Batch:
         p = self.pipeline
         n, r = work.n_shots, p.n_blocks
-        blank = np.zeros((4, n, r), dtype=np.int64)
+        blank = np.full((4, n, r), MISSING_PS, dtype=np.int64)
         batch = _Batch(
             work,
             (p.intended_ps(work.first_shot, n), blank[0], blank[1], blank[2], blank[3]),
@@ -352,6 +354,7 @@ class _World:
         shot.batch.path[shot.i] = path
         shot.batch.reason[shot.i] = reason
         shot.batch.undecided -= 1
+        self._shots.pop(shot.key, None)
 
 
 class EventExecutor:

@@ -136,11 +136,15 @@ def finish(
         reply_rx, way_back.reply_rx_ps = _in_order(
             reply_tx + work.downlink_ps, answered, way_back.reply_rx_ps
         )
-    else:
-        reply_tx, reply_rx = reply
-    applied, way_back.applied_ps = _in_order(
-        reply_rx + work.apply_ps, answered, way_back.applied_ps
-    )
+        applied, way_back.applied_ps = _in_order(
+            reply_rx + work.apply_ps, answered, way_back.applied_ps
+        )
+    else:  # observed: nothing is put in order here
+        reply_tx, reply_rx = (np.where(answered, column, MISSING_PS) for column in reply)
+        applied = np.where(answered, reply_rx + work.apply_ps, MISSING_PS)
+    received, visible = stamps[3], np.where(dropped, MISSING_PS, stamps[4])
+    if work.lost is not None:
+        received = np.where(work.lost, MISSING_PS, received)
     late = answered & (applied > deadline)
     status = np.full(work.n_shots, Status.OK, dtype=np.uint8)
     status[late] = Status.TIMEOUT if pipeline.policy.enabled else Status.LATE
@@ -151,7 +155,9 @@ def finish(
     status[~answered & (reason != Reason.DEADLINE)] = Status.DROPPED
     return Timeline(
         work.first_shot,
-        *stamps,
+        *stamps[:3],
+        received,
+        visible,
         np.where(answered, start_ps, MISSING_PS),
         np.full(work.n_shots, MISSING_PS, dtype=np.int64),
         np.where(answered, end_ps, MISSING_PS),

@@ -57,7 +57,16 @@ def build_pipeline(
             fix="raise slots or lower rounds",
         )
     up = system.links.up
-    frame = FRAME_OVERHEAD_BYTES + enqueue_row_bytes(largest_block_bits) + _PREAMBLE_FCS_BYTES
+    message = enqueue_row_bytes(largest_block_bits)
+    if message > up.mtu_bytes:
+        raise ScenarioError(
+            "not yet supported: a round that does not fit one packet",
+            where="system.links.up.mtu",
+            got=f"{up.mtu_bytes}B",
+            allowed=f">= {message}B for {largest_block_bits} detectors",
+            fix="raise mtu or lower distance",
+        )
+    frame = FRAME_OVERHEAD_BYTES + message + _PREAMBLE_FCS_BYTES
     fallback = system.decoder.fallback
     return Pipeline(
         n_blocks=n_blocks,

@@ -13,7 +13,8 @@ from hil.scenario.model import DelayFault, Fault, QpuSpec
 from hil.timebase import MISSING_PS
 from hil.trace.column import Array
 from hil.trace.schema import Block, ByteWidths, block, clip, code
-from hil.wire.rpc import ENVELOPE_BYTES, HEADER_BYTES
+from hil.wire.rpc import ENVELOPE_BYTES, HEADER_BYTES, Status
+from hil.wire.rpc_batch import row_bytes
 
 _UP_OPCODE, _DOWN_OPCODE = 0x2B, 0x24
 _UP_OVERHEAD_BYTES, _DOWN_OVERHEAD_BYTES = 36, 16  # BTH, RETH + immediate (up), ICRC
@@ -47,8 +48,9 @@ def packet_rows(
 ) -> Block:
     """Rows of /packets for one exchange.
 
-    Per frame of a shot: sent, then received (or dropped); then the reply that carried the answer,
-    sent and received. Order is per frame, not per arrival, so equal runs give equal rows. Times are
+    Per frame of a shot that was sent: sent, then received (or dropped); then the reply that carried
+    the answer, sent and received. Requests for corrections and acknowledgements of single blocks
+    are not listed. Order is per frame, not per arrival, so equal runs give equal rows. Times are
     wall time since the start of the run, whatever the pace. The sequence number of a frame follows
     from its place: one queue pair sends all messages of a run in order.
     """
@@ -64,6 +66,7 @@ def packet_rows(
     kinds[:, 1::2] = rx
     kinds[:, 1 : 2 * r : 2][lost] = code("packets", "kind", "drop")
     keep = np.ones(kinds.shape, dtype=np.bool_)
+    keep[:, : 2 * r] = np.repeat(got.t_tx_ps != MISSING_PS, 2, axis=1)
     keep[:, 2 * r :] = (down_times != MISSING_PS) & (got.reason != Reason.DEVICE_LOST)[:, None]
     seq = np.concatenate([np.repeat(counters[:, :r], 2, axis=1), counters[:, [r, r]]], axis=1)
     down = np.zeros(kinds.shape, dtype=np.bool_)
@@ -73,7 +76,9 @@ def packet_rows(
         return np.where(down, back, up)[keep]
 
     wall: I64 = np.where(times == MISSING_PS, MISSING_PS, times - wall_start_ps)
-    reply_bytes = HEADER_BYTES + got.prediction_b8.shape[1] + ENVELOPE_BYTES
+    bare = HEADER_BYTES + ENVELOPE_BYTES
+    with_answer = row_bytes(bare + got.prediction_b8.shape[1])
+    reply_bytes = np.where(got.status_code == Status.OK, with_answer, row_bytes(bare))
     return block(
         "packets",
         int(keep.sum()),
@@ -86,5 +91,7 @@ def packet_rows(
         psn=np.where(down, 0xFFFFFFFF, (psn_start + seq) & 0xFFFFFF)[keep],
         seq=(seq & 0xFFFFFFFF)[keep],
         request_id=(seq & 0xFFFFFFFF)[keep],
-        len=chosen(message_bytes + _UP_OVERHEAD_BYTES, reply_bytes + _DOWN_OVERHEAD_BYTES),
+        len=np.where(
+            down, (reply_bytes + _DOWN_OVERHEAD_BYTES)[:, None], message_bytes + _UP_OVERHEAD_BYTES
+        )[keep],
     )

@@ -105,12 +105,17 @@ def _executed(rig: Rig) -> tuple[Executed, ...]:
         Executed("rack", f"{profile.rack.backend}, executor {profile.rack.executor}",
                  rig.executor, rig.executor_why),
         Executed("network", profile.network.backend, profile.network.backend),
-        Executed("node", profile.decoder.node, profile.decoder.node),
+        Executed("node", profile.decoder.node, _node_executed(rig)),
         Executed("primary decoder", decoder.primary, ran("primary")),
         Executed("fallback decoder", f"{decoder.fallback.to}, {decoder.fallback.policy}",
                  ran("fallback")),
         Executed("decode time", profile.decoder.time, profile.decoder.time),
     )  # fmt: skip
+
+
+def _node_executed(rig: Rig) -> str:
+    asked = rig.loaded.profile.decoder.node
+    return f"{asked}, lost on the way: {rig.lost_node}" if rig.lost_node else asked
 
 
 def _faults(scenario: Scenario) -> tuple[FaultRow, ...]:

@@ -8,134 +8,32 @@ executor (``docs/time.md``). Rack stages are models in both cases.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from itertools import pairwise
 
 import numpy as np
 
-from gpu_decoder.protocol import Decoder, Reason
+from gpu_decoder.protocol import Reason
 from hil.device.circuits import CodeCircuit
-from hil.device.sampler import ShotBatch, StimSampler
-from hil.errors import ScenarioError
+from hil.errors import NodeError
 from hil.node.client import Exchange, NodeLostError, Plan, RackClient
-from hil.node.config import Delays, NodeConfig
+from hil.node.config import NodeConfig
 from hil.rack.pipeline import Pipeline, StageExecutor, WayBack, finish
-from hil.rack.plan import rack_way_back_ps
 from hil.rack.timeline import I64, Path, Status, Timeline, Workload
 from hil.run.events import packet_rows
-from hil.run.feeder import MODELLED_HOPS, Chunk, Feeder, FeedPlan
-from hil.run.parts import Decoders, board_mask
+from hil.run.feeder import Chunk, Feeder, FeedPlan
+from hil.run.live_config import Predictions
+from hil.run.parts import Decoders
 from hil.run.record import Answers, Driven
-from hil.scenario.model import DelayFault, Scenario, StallFault
-from hil.timebase import MISSING_PS, PS_PER_MS, PS_PER_S, PS_PER_US, monotonic_ps
+from hil.scenario.model import Scenario
+from hil.timebase import MISSING_PS, PS_PER_MS, monotonic_ps
 from hil.trace.column import ByteWidths, Record
 
 _LEAD_PS = 300 * PS_PER_MS
-_WAKE_UP_PS = 200 * PS_PER_US
-_PILOT_SHOTS = 400
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Service times that the node's policy plans with, measured before the run.
-
-    Attributes:
-        primary_ps: 99 % quantile of one-shot decodes of the primary, on shots of its own.
-        fallback_ps: the same of the fallback.
-        way_back_ps: wake-ups of two processes (allowance) plus the modelled way to ``applied``.
-    """
-
-    primary_ps: int
-    fallback_ps: int
-    way_back_ps: int
-
-
-def measure_predictions(scenario: Scenario, code: CodeCircuit, decoders: Decoders) -> Predictions:
-    """Decode pilot shots one by one. Their seed is not the run's: no shot is seen twice."""
-    pilot = next(StimSampler(code, scenario.run.seed ^ (1 << 62)).batches(_PILOT_SHOTS))
-    return Predictions(
-        _p99_ps(decoders.primary, pilot),
-        _p99_ps(decoders.fallback, pilot),
-        _WAKE_UP_PS + rack_way_back_ps(scenario),
-    )
-
-
-def _p99_ps(decoder: Decoder, pilot: ShotBatch) -> int:
-    spent = np.empty(pilot.n_shots, dtype=np.int64)
-    for i, row in enumerate(pilot.detectors_b8):
-        begin = monotonic_ps()
-        decoder.decode_one(row)
-        spent[i] = monotonic_ps() - begin
-    return int(np.quantile(spent, 0.99, method="higher"))
-
-
-def node_config(
-    scenario: Scenario, code: CodeCircuit, predictions: Predictions, pace: int
-) -> NodeConfig:
-    """What the node process is told."""
-    system, network = scenario.system, scenario.profile.network
-    fallback = system.decoder.fallback
-    edges = np.concatenate([[0], np.cumsum(code.block_bits)])
-    blocks = [code.wire_order[a:b].tolist() for a, b in pairwise(edges)]
-    spacing_ps = system.qpu.shot_period_ps * pace
-    return NodeConfig.create(
-        rack_address=network.rack_address,
-        node_address=network.node_address,
-        udp_port=system.links.up.udp_port,
-        psn_start_up=system.links.up.psn_start,
-        psn_start_down=system.links.down.psn_start,
-        ring_slots=system.decoder.ring.slots,
-        block_detectors=tuple(tuple(b) for b in blocks),
-        n_observables=code.n_observables,
-        board_mask=board_mask(scenario),
-        dem_text=code.dem_text,
-        primary=system.decoder.primary,
-        primary_workers=system.decoder.workers,
-        fallback=fallback.to if fallback.policy == "on_deadline" else None,
-        fallback_workers=fallback.workers,
-        mode="decide" if pace == 1 else "measure",
-        deadline_ps=system.decoder.deadline_ps,
-        primary_deadline_ps=fallback.primary_deadline_ps,
-        primary_pred_ps=predictions.primary_ps,
-        way_back_pred_ps=predictions.way_back_ps,
-        fallback_pred=((0, predictions.fallback_ps),),
-        gap_timeout_ps=max(2 * PS_PER_S, 8 * spacing_ps),
-        answer_timeout_ps=max(5 * PS_PER_S, 8 * spacing_ps),
-        spin=scenario.profile.rack.spin,
-        delays=_delays(scenario),
-    )
-
-
-def _delays(scenario: Scenario) -> Delays:
-    """Injected delays of the hops that are real here; the others are added by the models."""
-    values: dict[str, int] = {}
-    first: dict[str, int] = {}
-    bursts: dict[str, tuple[int, int]] = {}
-    stalls: dict[int, int] = {}
-    for fault in scenario.faults.values():
-        if isinstance(fault, StallFault):
-            stalls[fault.at.shot] = stalls.get(fault.at.shot, 0) + fault.value_ps
-        elif isinstance(fault, DelayFault) and fault.target not in MODELLED_HOPS:
-            key = f"{fault.target}_ps"
-            if key in values:
-                raise ScenarioError(
-                    "not yet supported: two delays on one measured hop",
-                    where="faults",
-                    got=fault.target,
-                    allowed="one delay per hop in a live run",
-                    fix="remove one of them",
-                )
-            values[key] = fault.value_ps
-            first[fault.target] = fault.at.shot
-            if fault.burst is not None:
-                bursts[fault.target] = (fault.burst.shots, fault.burst.every)
-    return Delays.model_validate(
-        {**values, "from_shot": first, "bursts": bursts, "stalls_ps": stalls}
-    )
 
 
 @dataclass
@@ -174,8 +72,28 @@ class LiveRun:
             self._warm_up()
             self.wall_start_ps = monotonic_ps() + _LEAD_PS
             feeder.start(self.wall_start_ps)
-            yield from self._exchange(feeder, client)
-            self._collect(client)
+            try:
+                self._check_decoders()
+                yield from self._exchange(feeder, client)
+            finally:
+                self._collect(client)
+
+    def _check_decoders(self) -> None:
+        """The node must run the decoders that the trace's metadata name.
+
+        Raises:
+            NodeError: another decoder, version or model answers.
+        """
+        wanted = {"primary": self.decoders.primary.fingerprint()}
+        if self.config.fallback is not None:
+            wanted["fallback"] = self.decoders.fallback.fingerprint()
+        if self.fingerprints != wanted:
+            raise NodeError(
+                "the node runs other decoders than were asked for",
+                got=str(self.fingerprints),
+                allowed=str(wanted),
+                fix="use one environment for rack and node",
+            )
 
     def _warm_up(self) -> None:
         """Compile the executor off the clock: a pause of the sender would tear shots apart."""
@@ -221,7 +139,7 @@ class LiveRun:
             self.lost_node = loss[0].what
             if self.scenario.system.decoder.on_node_lost == "fail":
                 raise loss[0]
-            for chunk in [*sent, *chunks]:
+            for chunk in itertools.chain(sent, chunks):
                 yield self._in_process(chunk)
 
     def _audit(self, got: Exchange) -> None:
@@ -271,9 +189,7 @@ class LiveRun:
 
         for scheduled in self.executor.run(workloads()):
             chunk, got = under_way.popleft()
-            gone = (got.path == Path.UNANSWERED) & (scheduled.path != Path.UNANSWERED)
-            # where the node gave no answer no schedule can make one
-            times = _declared(scheduled, gone, got.reason) if gone.any() else scheduled
+            times = _observed(scheduled, got)
             fallback = (times.path == Path.FALLBACK)[:, None]
             bits = np.where(fallback, got.fallback_prediction_b8, got.primary_prediction_b8)
             answers = self._answers(times.path, got, bits)
@@ -380,15 +296,21 @@ class LiveRun:
     def _collect(self, client: RackClient) -> None:
         """Counters of both ends, once the exchange is over."""
         rack = client.counters()
-        node = client.close() if not self.lost_node else {}
+        node = client.close()
+        if not node and not self.lost_node:
+            self.lost_node = "the node ended without its counters"
         self.details = {f"rack.{k}": v for k, v in rack.items()}
         self.details |= {f"node.{k}": v for k, v in node.items()}
-        self.counts = {"packets.lost_undetected": self.undetected}
+        self.counts = {
+            "packets.lost_undetected": self.undetected,
+            "answers.missing": rack.get("answers_missing", 0),
+            "shots.mixed_epoch": rack.get("reply_bad_epoch", 0) + node.get("bad_epoch", 0),
+        }
         if node:
             self.counts |= {
-                "packets.lost": node.get("lost", 0),
-                "packets.duplicate": node.get("duplicate", 0),
-                "packets.reordered": node.get("reordered", 0),
+                "packets.lost": node["lost"] + rack["link.psn_lost"],
+                "packets.duplicate": node["duplicate"] + rack["link.psn_dup"],
+                "packets.reordered": node["reordered"] + rack["link.psn_reorder"],
             }
 
 
@@ -418,20 +340,31 @@ def _split(partial: Exchange | None, sent: deque[Chunk]) -> Iterator[tuple[Chunk
         start = stop
 
 
-def _declared(times: Timeline, gone: np.ndarray, reason: np.ndarray) -> Timeline:
-    """The timeline with the shots ``gone`` declared unanswered for ``reason``."""
+def _observed(times: Timeline, got: Exchange) -> Timeline:
+    """The executor's timeline with what the exchange knows better.
+
+    Where the node gave no answer no schedule can make one, and its reason stands. A frame that was
+    never sent or never arrived has no stamp.
+    """
+    gone = got.path == Path.UNANSWERED
 
     def unset(column: I64) -> I64:
         return np.where(gone, MISSING_PS, column)
 
+    def where_seen(column: I64, wall: I64) -> I64:
+        return np.where(wall == MISSING_PS, MISSING_PS, column)
+
     return replace(
         times,
+        t_tx_ps=where_seen(times.t_tx_ps, got.t_tx_ps),
+        t_rx_ps=where_seen(times.t_rx_ps, got.t_rx_ps),
+        t_visible_ps=where_seen(times.t_visible_ps, got.t_visible_ps),
         t_decode_start_ps=unset(times.t_decode_start_ps),
         t_decode_end_ps=unset(times.t_decode_end_ps),
         t_reply_tx_ps=unset(times.t_reply_tx_ps),
         t_reply_rx_ps=unset(times.t_reply_rx_ps),
         t_applied_ps=unset(times.t_applied_ps),
         path=np.where(gone, np.uint8(Path.UNANSWERED), times.path),
-        reason=np.where(gone, reason, times.reason),
+        reason=np.where(gone, got.reason, times.reason),
         status=np.where(gone, np.uint8(Status.DROPPED), times.status),
     )

@@ -127,6 +127,7 @@ class RecordBuilder:
         shot = np.arange(batch.first_shot, batch.first_shot + batch.n_shots)
         dq = np.where(shot < self.warmup_shots, np.uint32(Dq.WARMUP.mask), np.uint32(0))
         dq[times.reason == Reason.TRANSPORT_LOSS] |= np.uint32(Dq.SEQ_GAP.mask)
+        dq[times.status == Status.CONCEALED] |= np.uint32(Dq.CONCEALED.mask)
         for fault in self.delays:
             hit = delayed_shots(fault, batch.first_shot, batch.n_shots)
             dq[hit] |= np.uint32(Dq.FAULT_WINDOW.mask)
@@ -252,6 +253,7 @@ class Audit:
 
     last_applied_ps: int = MISSING_PS
     next_shot: int = 0
+    lost_rounds: int = 0
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(
             (
@@ -259,6 +261,7 @@ class Audit:
                 "rounds.out_of_order_commits",
                 "shots.mixed_epoch",
                 "answers.missing",
+                "packets.lost_undetected",
             ),
             0,
         )
@@ -280,6 +283,10 @@ class Audit:
             self.counts["shots.mixed_epoch"] += int(
                 (decodes["epoch"] != decodes["epoch_echo"]).sum()
             )
+        unnoticed = times.dropped & (times.path != Path.UNANSWERED)[:, None]
+        unnoticed &= (times.reason != Reason.DEVICE_LOST)[:, None]
+        self.counts["packets.lost_undetected"] += int(unnoticed.sum())
+        self.lost_rounds += int((times.dropped[times.reason == Reason.TRANSPORT_LOSS]).sum())
         shots = record["shots"]["shot"].astype(np.int64)
         self.counts["answers.missing"] += int(shots[0]) - self.next_shot
         undecided = (times.path == Path.UNANSWERED) & (times.reason == Reason.NONE)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hil.device.circuits import CodeCircuit
 from hil.device.sampler import BlockCutter, StimSampler
-from hil.errors import HilError, UsageError
+from hil.errors import HilError, RigError, UsageError
 from hil.rack.plan import (
     WorkloadSource,
     build_pipeline,
@@ -23,14 +25,25 @@ from hil.run.events import fault_rows
 from hil.run.parts import Decoders, board_mask, build_circuit, build_decoders, build_recorder
 from hil.run.record import Audit, Driven
 from hil.scenario.load import Loaded, load_scenario
+from hil.timebase import PS_PER_S
 from hil.trace.column import ByteWidths
 from hil.trace.meta import TraceMeta
 from hil.trace.writer import TraceWriter
+from hil.units import format_ps
 from hil.verdict.judge import Judgement, Verdict, exit_code, judge, limits_of, run_verdict
 from hil.verdict.metrics import Metrics
 from hil.verdict.summary import extras
+from hil.wire.roce import ROCE_PORT
+
+if TYPE_CHECKING:
+    from hil.run.live import LiveRun
 
 Batches = Iterator[Driven]
+_ALARM = re.compile(
+    r"(rack|node)\.(link\.(drop_.*|psn_(lost|dup|reorder|stale)|buffer_overflow)"
+    r"|lost|duplicate|reordered|stale|bad_.*|reply_(bad_.*|malformed|unknown|duplicate|stale))"
+)
+"""Counters of a live run that must stay 0 where no fault is injected."""
 Progress = Callable[[int, int], None]
 
 
@@ -83,7 +96,9 @@ class Rig:
     fingerprint: dict[str, dict[str, str]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     rig_errors: list[str] = field(default_factory=list)
+    lost_node: str = ""
     shots_done: int = 0
+    begin: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
@@ -218,25 +233,23 @@ def _driver(rig: Rig, widths: ByteWidths) -> Batches:
     pipeline = build_pipeline(scenario, largest, way_back_pred_ps=modelled_way_back_ps(scenario))
     executor, rig.executor_why = choose_executor(scenario, pipeline)
     rig.executor = executor.name
-    rig.counts = dict.fromkeys(
-        ("packets.lost", "packets.duplicate", "packets.reordered", "packets.lost_undetected"), 0
-    )
     sampler = StimSampler(rig.code, scenario.run.seed)
     return virtual.drive(sampler, source, executor, rig.decoders, scenario.run.shots)
 
 
 def _live(rig: Rig, source: WorkloadSource, largest: int, widths: ByteWidths) -> Batches:
-    from hil.run import live
+    from hil.run import live, live_config
     from hil.run.feeder import FeedPlan
 
     scenario, pace = rig.loaded.scenario, rig.loaded.profile.rack.pace
-    predictions = live.measure_predictions(scenario, rig.code, rig.decoders)
+    predictions = live_config.measure_predictions(scenario, rig.code, rig.decoders)
     pipeline = build_pipeline(scenario, largest, way_back_pred_ps=predictions.way_back_ps)
     # What crossed the sockets contains the serialisation: it must not be added a second time.
     scenario_time = replace(pipeline, frame_ps=0)
     executor, why = choose_executor(scenario, scenario_time)
     rig.executor = executor.name if pace != 1 else "wall clock"
     rig.executor_why = why if pace != 1 else "pace 1: stamps and decisions are the wall's"
+    live_config.check_live(scenario, scenario_time)
     run = live.LiveRun(
         scenario=scenario,
         code=rig.code,
@@ -244,20 +257,22 @@ def _live(rig: Rig, source: WorkloadSource, largest: int, widths: ByteWidths) ->
         feed=FeedPlan(rig.code, source, pipeline, scenario.run.shots, pace, board_mask(scenario)),
         pipeline=scenario_time,
         executor=executor,
-        config=live.node_config(scenario, rig.code, predictions, pace),
+        config=live_config.node_config(scenario, rig.code, predictions, pace),
         predictions=predictions,
         widths=widths if "packets" in scenario.run.record.streams else None,
     )
+    if scenario.system.links.up.udp_port != ROCE_PORT:
+        rig.remarks.append(f"UDP port {scenario.system.links.up.udp_port} is not RoCEv2's")
+    return _live_batches(rig, run)
+
+
+def _live_batches(rig: Rig, run: LiveRun) -> Batches:
+    """Drive the live run; whatever ends it, what its two ends counted is kept."""
     try:
         yield from run.drive()
     finally:
         rig.counts, rig.details = run.counts, run.details
-        if run.fingerprints:
-            rig.fingerprint = run.fingerprints
-        if run.lost_node:
-            rig.details["node.killed"] = 1
-            if scenario.system.decoder.on_node_lost == "in_process":
-                rig.remarks.append("the decoder node was lost; the rest was decoded in process")
+        rig.lost_node = run.lost_node
 
 
 def _drive(
@@ -272,28 +287,55 @@ def _drive(
         for driven in batches:
             record, windows = recorder.build(driven)
             if faults is not None:
-                record["faults"], faults = faults, None
-            if not writer.append(record, block=not rig.loaded.profile.live):
-                rig.details["recorder.overflow_batches"] = (
-                    rig.details.get("recorder.overflow_batches", 0) + 1
-                )
+                record["faults"] = faults
+            if writer.append(record, block=not rig.loaded.profile.live):
+                faults = None
             rig.metrics.update(record["shots"], windows)
             rig.audit.update(record, driven)
             rig.shots_done += driven.batch.n_shots
             progress(rig.shots_done, total)
+            _check_wall(rig)
+        writer.flush()
     except UsageError:
         raise
     except HilError as error:
         rig.rig_errors.append(error.message)
+    if writer.overflow:
+        rig.rig_errors.append(f"the recorder lost {writer.overflow} rows: the trace has gaps")
+    if rig.lost_node and not rig.rig_errors:
+        if scenario.system.decoder.on_node_lost == "fail":
+            rig.rig_errors.append(rig.lost_node)
+        else:
+            rig.remarks.append(f"{rig.lost_node}; what it left was decoded in process")
+
+
+def _check_wall(rig: Rig) -> None:
+    """Stop a run that takes longer than ``run.wall``."""
+    limit_ps = rig.loaded.scenario.run.wall_ps
+    spent_ps = int((time.monotonic() - rig.begin) * PS_PER_S)
+    if limit_ps is not None and spent_ps > limit_ps:
+        raise RigError(
+            "the run took longer than run.wall",
+            where="run.wall",
+            got=f"{format_ps(spent_ps)} after {rig.shots_done} shots",
+            allowed=format_ps(limit_ps),
+            fix="raise run.wall or lower run.shots",
+        )
 
 
 def _judge(rig: Rig) -> list[Judgement]:
     scenario = rig.loaded.scenario
-    rig.metrics.add_counts({**rig.audit.counts, **rig.counts})
+    rig.metrics.add_counts(rig.audit.counts)
+    rig.metrics.add_counts(rig.counts)
+    if not rig.loaded.profile.live:
+        rig.metrics.add_counts({"packets.lost": rig.audit.lost_rounds})
     missing = scenario.run.shots - rig.shots_done
     if missing and not rig.rig_errors:
         rig.rig_errors.append(f"{missing} of {scenario.run.shots} shots were not run")
-    return judge(scenario.expect, rig.metrics, rig_errors=rig.rig_errors)
+    alarms = None
+    if rig.loaded.profile.live and scenario.expect and not scenario.faults and not rig.rig_errors:
+        alarms = {name: n for name, n in rig.details.items() if _ALARM.fullmatch(name)}
+    return judge(scenario.expect, rig.metrics, rig_errors=rig.rig_errors, alarms=alarms)
 
 
 def _directory(loaded: Loaded, out: Path | None) -> Path:

@@ -36,7 +36,7 @@ PACKETS: Final = stream(
     enum("dir", PACKET_DIR, "up: rack to decoder"),
     enum("kind", PACKET_KIND, "what happened to the frame"),
     unsigned("opcode", "u1", "raw BTH opcode"),
-    unsigned("psn", "u4", "packet sequence number, 24 bit"),
+    unsigned_or_missing("psn", "u4", "packet sequence number, 24 bit"),
     unsigned("seq", "u4", "application counter, low 32 bit"),
     unsigned("request_id", "u4", "request of the RPC"),
     Column(name="len", dtype="u4", long_name="bytes of the UDP payload", units="B"),

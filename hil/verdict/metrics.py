@@ -180,7 +180,7 @@ class Metrics:
         if self.time_source == "modelled":
             return "scenario time, modelled durations"
         if self.pace == 1:
-            return "wall time, measured (pace 1)"
+            return "wall stamps (pace 1); rack stages are models"
         return f"scenario time from measured durations (pace {self.pace})"
 
     def shots(self, scope: str = "all") -> int:

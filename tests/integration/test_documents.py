@@ -12,16 +12,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(r"^```(?:sh|bash|console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SHELL = {"", "sh", "bash", "console"}
 
 
 def _commands(page: Path) -> list[list[str]]:
-    found = []
-    for block in FENCE.findall(page.read_text()):
-        for line in block.splitlines():
-            words = shlex.split(line, comments=True)
-            if words and words[0] in {"hil", ".venv/bin/hil"}:
-                found.append([sys.executable, "-m", "hil", *words[1:]])
+    """Command lines of ``hil`` in the page's fenced shell blocks, continued lines joined."""
+    found: list[list[str]] = []
+    language: str | None = None
+    for line in page.read_text().replace("\\\n", " ").splitlines():
+        if line.startswith("```"):
+            language = None if language is not None else line.removeprefix("```").strip()
+        elif language in SHELL and re.match(r"(\.venv/bin/)?hil ", line):
+            found.append([sys.executable, "-m", "hil", *shlex.split(line, comments=True)[1:]])
     return found
 
 

@@ -19,28 +19,49 @@ STAMPS = (
     "reply_rx", "applied",
 )  # fmt: skip
 DELAY_PS = 20_000_000
-SIGMAS = 6
-FALSE_ALARM_RATE = 2e-9  # of one comparison, two-sided, if the scatter were normal
+MODEL_U_PS = 100_000
+"""Modelled hops of a live run scatter by their own jitter only (about 4 ns)."""
+ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
 class Live:
-    """A live run: bursts of ``burst`` shots with a delay alternate with bursts without."""
+    """A live run: bursts of ``burst`` shots with a delay alternate with bursts without.
+
+    ``measured_us`` is the delay injected on measured hops, half of it their U, so that a delayed
+    and an undelayed hop cannot be confused. At pace 1 it is 20 us (standard error of the worst hop
+    2.7 us on an idle two-core machine). At pace 100 every wake-up is a cold one: the same error is
+    20 to 60 us, which no test of bearable length averages away, so 500 us are injected.
+    """
 
     bind: str
     burst: int
     cycles: int
-    round_period: str
-    shot_period: str
+    measured_us: int
 
     @property
     def period(self) -> int:
         return 2 * len(HOPS) * self.burst
 
+    @property
+    def modelled(self) -> tuple[str, ...]:
+        """At pace 1 the first bit leaves when it really leaves: packetize is measured."""
+        return ("acquire", "apply") if self.bind == "sil" else ("acquire", "packetize", "apply")
+
+    @property
+    def delays_us(self) -> list[int]:
+        return [20 if hop in self.modelled else self.measured_us for hop in HOPS]
+
+    @property
+    def u_ps(self) -> np.ndarray:
+        """int64 [9]: U of each hop."""
+        half = self.measured_us * 500_000
+        return np.array([MODEL_U_PS if hop in self.modelled else half for hop in HOPS])
+
 
 LIVE = (
-    Live("sil", 12, 25, "500us", "2ms"),
-    Live("sil100", 8, 8, "20us", "100us"),  # 100 times slower on the wall: 10 ms a shot
+    pytest.param(Live("sil", 6, 90, 20), id="pace-1"),
+    pytest.param(Live("sil100", 2, 6, 500), id="pace-100", marks=pytest.mark.slow),
 )
 
 
@@ -86,19 +107,19 @@ def _live(scenarios: Path, out: Path, case: Live, loopback: tuple[str, str]) -> 
 
     Every hop is delayed in turn for a few shots, with undelayed shots before and after. A pure
     delay moves the floor of a hop, and the floor is what a shared machine disturbs least: the
-    change is the burst's second smallest value minus the mean of its two neighbours'.
+    change is the burst's smallest value minus the mean of its two neighbours'.
     """
     network = f"bind.profiles.{case.bind}.network"
     faults = ", ".join(
-        f"{hop}: {{kind: delay, target: {hop}, value: 20us, "
+        f"{hop}: {{kind: delay, target: {hop}, value: {case.delays_us[k]}us, "
         f"at: {{shot: {case.burst * (2 * k + 1)}}}, "
         f"burst: {{shots: {case.burst}, every: {case.period}}}}}"
         for k, hop in enumerate(HOPS)
     )
     overrides = [
         f"run.shots={case.period * case.cycles + case.burst}",
-        f"system.qpu.round_period={case.round_period}",
-        f"system.qpu.shot_period={case.shot_period}",
+        "system.qpu.round_period=500us",
+        "system.qpu.shot_period=2ms",
         f"{network}.rack_address={loopback[0]}",
         f"{network}.node_address={loopback[1]}",
         f"faults={{{faults}}}",
@@ -107,35 +128,34 @@ def _live(scenarios: Path, out: Path, case: Live, loopback: tuple[str, str]) -> 
         scenarios / "known_delay.yaml", RunOptions(bind=case.bind, out=out, overrides=overrides)
     )
     bursts = _hops(result.trace).reshape(len(HOPS), -1, case.burst)
-    floors = np.sort(bursts, axis=2)[:, :, 1]
+    floors = bursts.min(axis=2)
     delayed, before, after = floors[:, 1::2], floors[:, 0:-1:2], floors[:, 2::2]
     change = delayed - (before + after) / 2
     return change.reshape(len(HOPS), case.cycles, len(HOPS)).transpose(1, 2, 0)
 
 
 @pytest.mark.live
-@pytest.mark.parametrize("case", LIVE, ids=lambda case: case.bind)
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("case", LIVE)
 def test_live(
     scenarios: Path, tmp_path: Path, case: Live, loopback: tuple[str, str], no_orphans: None
 ) -> None:
-    """20 us +- U on the delayed hop, 0 +- U on all others, U from the scatter of the cycles.
+    """The delay +- U on the delayed hop, 0 +- U on all others.
 
-    U must be below half the delay, or delayed and undelayed could be confused: a noisy machine
-    measures again and pools, up to three times.
+    On a disturbed machine the first measurement may not settle it: then more cycles are measured
+    and pooled. A delay that lands on the wrong hop is 2 U off and stays so.
     """
+    want = np.diag(case.delays_us) * 1_000_000
     cycles = np.empty((0, len(HOPS), len(HOPS)))
-    for attempt in range(3):
+    for attempt in range(ATTEMPTS):
         new = _live(scenarios, tmp_path / str(attempt), case, loopback)
         cycles = np.concatenate([cycles, new])
         centre = np.median(cycles, axis=0)
-        scatter = 1.4826 * np.median(np.abs(cycles - centre), axis=0)
-        u_ps = SIGMAS * 1.2533 * scatter / np.sqrt(len(cycles)) + 1_000_000
-        if u_ps.max() < DELAY_PS / 2:
-            break
-    assert u_ps.max() < DELAY_PS / 2, f"too noisy to tell: U = {u_ps.max() / 1e6:.1f} us"
-    off = np.abs(centre - DELAY_PS * np.eye(len(HOPS)))
-    k, j = np.unravel_index((off - u_ps).argmax(), off.shape)
-    assert (off <= u_ps).all(), (
-        f"{HOPS[j]} moved by {centre[k, j] / 1e6:.1f} us when {HOPS[k]} was delayed by 20 us; "
-        f"U = {u_ps[k, j] / 1e6:.1f} us"
+        excess = np.abs(centre - want) - case.u_ps
+        if (excess <= 0).all():
+            return
+    k, j = np.unravel_index(excess.argmax(), excess.shape)
+    pytest.fail(
+        f"{HOPS[j]} moved by {centre[k, j] / 1e6:.1f} us when {HOPS[k]} was delayed by "
+        f"{case.delays_us[k]} us"
     )

@@ -17,6 +17,7 @@ from hil.rack.bulk import BulkExecutor
 from hil.rack.events import EventExecutor
 from hil.rack.pipeline import Pipeline, Station
 from hil.rack.timeline import Path, Status, Timeline, Workload
+from hil.timebase import MISSING_PS
 
 US = 1_000_000
 
@@ -164,6 +165,37 @@ def test_finite_buffers_block_and_belong_to_the_event_executor() -> None:
     assert t.t_syndrome_ps[:5, 0].tolist() == [11, 21, 31, 62, 112]
 
 
+def test_many_overrunning_primaries_do_not_overrun_memory() -> None:
+    """The fallback queue is bounded by the deadline, not by the ring."""
+    n = 600
+    pipeline = Pipeline(
+        1,
+        1,
+        10,
+        10,
+        (),
+        (Station("packetize"),),
+        0,
+        0,
+        8,
+        10**9,
+        5_000,
+        PolicyConfig(True, 600, 1, 0),
+    )
+    one, block = np.ones(n, dtype=np.int64), np.zeros((n, 1), dtype=np.int64)
+
+    def work() -> Iterator[Workload]:
+        yield Workload(
+            0, np.zeros((0, 1, n, 1), np.int64), np.zeros((1, n, 1), np.int64), block, block, one,
+            one * 10**6, one, one * 10**5, one * 10, one, one, one,
+        )  # fmt: skip
+
+    (bulk,) = BulkExecutor(pipeline).run(work())
+    (events,) = EventExecutor(pipeline).run(work())
+    _same(bulk, events)
+    assert (bulk.path == Path.FALLBACK).sum() > 500
+
+
 def test_full_first_buffer_loses_the_round() -> None:
     pipeline = Pipeline(
         1, 1, 10, 10, (), (Station("packetize", 1, 1),), 0, 0, 64, 10_000, 9_000,
@@ -179,3 +211,6 @@ def test_full_first_buffer_loses_the_round() -> None:
     assert t.dropped[:, 0].tolist() == [False, False, True, True, False, True]
     assert t.status[2] == Status.DROPPED
     assert t.reason[2] == Reason.TRANSPORT_LOSS
+    lost = t.dropped[:, 0]
+    for name in ("t_syndrome_ps", "t_tx_ps", "t_rx_ps", "t_visible_ps"):
+        assert ((getattr(t, name)[:, 0] == MISSING_PS) == lost).all(), name

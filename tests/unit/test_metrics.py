@@ -238,7 +238,7 @@ def test_backlog_of_few_shots_has_no_bounds() -> None:
     ("source", "pace", "label"),
     [
         ("modelled", 1, "scenario time, modelled durations"),
-        ("measured", 1, "wall time, measured (pace 1)"),
+        ("measured", 1, "wall stamps (pace 1); rack stages are models"),
         ("measured", 100, "scenario time from measured durations (pace 100)"),
     ],
 )

@@ -297,7 +297,7 @@ def test_page_is_drawn_light_dark_and_on_paper(document: Document) -> None:
 def test_pace_one_is_not_called_informational() -> None:
     metrics = metrics_of(pace=1)
     document = build(metrics, judge(EXPECT, metrics), facts())
-    assert document.labels[0] == "Latencies are wall time, measured (pace 1)."
+    assert document.labels[0] == "Latencies are wall stamps (pace 1); rack stages are models."
     assert not any("informational" in label for label in document.labels)
 
 
