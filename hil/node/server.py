@@ -30,6 +30,7 @@ from hil.node.shots import Action, Decode, Hold, Release, Reply, StampFrame, Sta
 from hil.node.stamps import StampWriter
 from hil.node.worker import WorkerProcess, WorkerSetup
 from hil.timebase import PS_PER_S, PS_PER_US, monotonic_ps
+from hil.wire.rpc import GET_CORRECTIONS
 from hil.wire.rpc_batch import enqueue_row_bytes, get_row_bytes
 
 FRAMES_IN_A_ROW: Final = 4
@@ -52,6 +53,11 @@ def slot_bytes(config: NodeConfig) -> int:
     """Bytes of a slot that holds any request of this configuration."""
     largest = max(len(block) for block in config.block_detectors)
     return max(enqueue_row_bytes(largest), get_row_bytes())
+
+
+def is_get(header: bytes) -> bool:
+    """Whether a message with this header asks for corrections."""
+    return int.from_bytes(header[4:8], "little") == GET_CORRECTIONS
 
 
 class Server:
@@ -198,7 +204,7 @@ class Server:
             self._do(self._session.refused(completion.header, completion.slot, monotonic_ps()))
             return
         delay_ps = 0
-        if self._delays.deliver_ps:
+        if self._delays.deliver_ps and not is_get(completion.header):  # a hop of rounds
             delay_ps = self._delays.of("deliver", self._session.shot_of(completion.header))
         if delay_ps:
             self._later(delay_ps, lambda: self._deliver(completion))

@@ -82,6 +82,29 @@ def test_unforeseen_error_is_3_not_1(
     assert "unforeseen" in capsys.readouterr().err
 
 
+def test_a_run_beyond_its_wall_time_is_3_and_keeps_its_trace(
+    scenarios: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "a"
+    assert _run(scenarios / "surface_d5.yaml", out, "--set", "run.wall=1ms") == 3
+    assert main(["trace", "validate", str(out / "trace.h5")]) == 0
+
+
+def test_lost_rounds_are_not_reported_as_none(scenarios: Path, tmp_path: Path) -> None:
+    """Rounds that find the first buffer full are lost, counted, and fail `packets.lost`."""
+    out = tmp_path / "a"
+    code = _run(
+        scenarios / "surface_d5.yaml",
+        out,
+        "--set",
+        "system.rack.stages={demod: {latency: 2us, servers: 1, buffer: 1, evidence: assumed}}",
+        "--set",
+        "expect={lost: {metric: packets.lost, equals: 0}}",
+    )
+    assert code == 1
+    assert main(["trace", "validate", str(out / "trace.h5")]) == 0
+
+
 def test_an_old_trace_is_never_overwritten(scenarios: Path, tmp_path: Path) -> None:
     assert _run(scenarios / "surface_d5.yaml", tmp_path / "a") == 0
     before = (tmp_path / "a" / "trace.h5").read_bytes()
