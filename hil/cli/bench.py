@@ -19,8 +19,8 @@ def model(
     json: Annotated[bool, typer.Option("--json", help="Print data instead of a table.")] = False,
     seconds: Annotated[
         float, typer.Option(min=0.1, help="Length of one reference measurement.")
-    ] = 8.0,
-    repeats: Annotated[int, typer.Option(min=1, help="Alternations; the best counts.")] = 2,
+    ] = 10.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Alternations; the median counts.")] = 3,
     distance: Annotated[
         list[int] | None, typer.Option("--distance", "-d", help="Code distance; repeatable.")
     ] = None,

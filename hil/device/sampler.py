@@ -60,8 +60,8 @@ class ShotBatch:
 
 
 def batch_shots(n_detectors: int) -> int:
-    """Shots per sampler batch: a power of two, 256..16384, about 2 Mbit of detection events."""
-    wanted = max(256, min(16384, 2**21 // max(1, n_detectors)))
+    """Shots per sampler batch: a power of two, 256..16384, at most about 8 Mbit of events."""
+    wanted = max(256, min(16384, 2**23 // max(1, n_detectors)))
     return 1 << (wanted.bit_length() - 1)
 
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -54,8 +55,8 @@ class ModelRow:
 def bench_model(
     distances: Sequence[int] = DISTANCES,
     *,
-    seconds: float = 8.0,
-    repeats: int = 2,
+    seconds: float = 10.0,
+    repeats: int = 3,
     primary: str = "pymatching_corr",
     tell: Callable[[str], None] = lambda _text: None,
 ) -> list[ModelRow]:
@@ -64,7 +65,7 @@ def bench_model(
     Args:
         distances: code distances; rounds = distance, p = 0.003.
         seconds: about how long the bare reference of one row takes.
-        repeats: alternations; the best of each kind counts.
+        repeats: alternations; the median counts.
         primary: decoder of the reference and of the scenario.
         tell: receives progress lines.
     """
@@ -89,22 +90,27 @@ def _row(distance: int, seconds: float, repeats: int, primary: str) -> ModelRow:
         }
         warm = _scenario(Path(folder), code, distance, "shots", _PILOT, primary)
         _virtual(warm, Path(folder) / "warm")  # compiles, loads
-        best = {"bare": np.inf, "shots": np.inf, "rounds": np.inf}
+        bare = [_bare(code, primary, shots)]
+        ours: dict[str, list[float]] = {"shots": [], "rounds": []}
+        ratios: dict[str, list[float]] = {"shots": [], "rounds": []}
         fallback = 0.0
         for k in range(repeats):
-            best["bare"] = min(best["bare"], _bare(code, primary, shots))
-            for level, scenario in loaded.items():
-                spent, fallback = _virtual(scenario, Path(folder) / f"{level}-{k}")
-                best[level] = min(best[level], spent)
+            spent, fallback = _virtual(loaded["shots"], Path(folder) / f"shots-{k}")
+            bare.append(_bare(code, primary, shots))
+            fewer_spent, _ = _virtual(loaded["rounds"], Path(folder) / f"rounds-{k}")
+            ours["shots"].append(spent / shots)
+            ours["rounds"].append(fewer_spent / fewer)
+            ratios["shots"].append((bare[-2] + bare[-1]) / 2 / spent)
+            ratios["rounds"].append(bare[-1] / shots / ours["rounds"][-1])
     return ModelRow(
         distance=distance,
         shots=shots,
-        rate_bare=shots / best["bare"],
-        rate_shots=shots / best["shots"],
-        rate_rounds=fewer / best["rounds"],
-        ratio=best["bare"] / best["shots"],
-        ratio_rounds=(best["bare"] / shots) / (best["rounds"] / fewer),
-        overhead_us=(best["shots"] - best["bare"]) / shots * 1e6,
+        rate_bare=shots / median(bare),
+        rate_shots=1 / median(ours["shots"]),
+        rate_rounds=1 / median(ours["rounds"]),
+        ratio=median(ratios["shots"]),
+        ratio_rounds=median(ratios["rounds"]),
+        overhead_us=(median(ours["shots"]) - median(bare) / shots) * 1e6,
         fallback_rate=fallback,
         decoder=primary,
     )
