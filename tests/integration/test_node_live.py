@@ -393,7 +393,8 @@ def test_a_known_delay_shows_on_its_hop_only() -> None:
     part, delay_ps = 30, PS_PER_MS
     delays: dict[str, object] = {f"{hop}_ps": delay_ps for hop in HOPS}
     delays["from_shot"] = {hop: part * (i + 1) for i, hop in enumerate(HOPS)}
-    with RackClient(config(delays=delays, ring_slots=4096)) as rack:  # a pause must not fill it
+    patient = config(delays=delays, ring_slots=4096, gap_timeout_ps=5 * PS_PER_S)  # of pauses
+    with RackClient(patient) as rack:
         found = run(rack, plans_of(part * (len(HOPS) + 1), 1, 2500 * PS_PER_US))
     assert (found.path == Answerer.PRIMARY).all(), np.unique(found.reason, return_counts=True)
     visible_ps = found.t_visible_ps[:, -1]
