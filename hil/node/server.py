@@ -204,7 +204,8 @@ class Server:
             self._do(self._session.refused(completion.header, completion.slot, monotonic_ps()))
             return
         delay_ps = 0
-        if self._delays.deliver_ps and not is_get(completion.header):  # a hop of rounds
+        # Deliver is a hop of rounds: a request is held only so as not to overtake a held round.
+        if self._delays.deliver_ps and (self._hold or not is_get(completion.header)):
             delay_ps = self._delays.of("deliver", self._session.shot_of(completion.header))
         if delay_ps:
             self._later(delay_ps, lambda: self._deliver(completion))
