@@ -124,7 +124,9 @@ def _out_of_range(document: Document, path: Path, entry: Any) -> Problem:  # noq
 
 
 def _discriminator(path: Path) -> str:
-    return "kind" if path and path[0] == "faults" else "dist"
+    if path and path[0] == "faults":
+        return "kind"
+    return {"circuit": "family", "noise": "model"}.get(path[-1] if path else "", "dist")
 
 
 def _missing(document: Document, path: Path, data: object) -> Problem:
@@ -142,7 +144,7 @@ def _missing(document: Document, path: Path, data: object) -> Problem:
 
 
 def _missing_choice(document: Document, path: Path) -> Problem:
-    """A fault without ``kind`` or a distribution without ``dist``."""
+    """A mapping without the key that says which of several it is."""
     kinds = allowed_values(path) or ["normal", "lognormal", "cycles", "empirical"]
     return document.problem(
         "E202",
