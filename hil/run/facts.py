@@ -9,7 +9,7 @@ from hil.report.build import build
 from hil.report.document import Document, EvidenceRow, Executed, FaultRow, RunFacts
 from hil.report.write import write_all
 from hil.run import provenance
-from hil.scenario.model import DelayFault, Scenario
+from hil.scenario.model import DelayFault, GeneratedCircuit, Scenario
 from hil.units import format_ps
 from hil.verdict.judge import Verdict
 
@@ -80,11 +80,16 @@ def write_reports(document: Document, directory: Path) -> None:
 def _workload(scenario: Scenario, n_detectors: int) -> tuple[tuple[str, str], ...]:
     qpu = scenario.system.qpu
     circuit = qpu.circuit
+    what = (
+        ("distance", str(circuit.distance))
+        if isinstance(circuit, GeneratedCircuit)
+        else ("file", f"sha256 {circuit.sha256}")
+    )
     return (
         ("circuit", f"{circuit.code}, basis {circuit.basis}"),
-        ("distance", str(circuit.distance)),
+        what,
         ("rounds", f"{circuit.rounds} + final readout, {n_detectors} detectors"),
-        ("noise", f"{qpu.noise.model}, p = {qpu.noise.p:g}"),
+        ("noise", qpu.noise.shown),
         ("round period", format_ps(qpu.round_period_ps)),
         ("shot period", format_ps(qpu.shot_period_ps)),
         ("deadline", format_ps(scenario.system.decoder.deadline_ps)),
