@@ -162,7 +162,8 @@ def unknown_key(document: Document, path: Path, data: object) -> Problem:
     allowed = allowed_keys(path[:-1], data)
     fix = did_you_mean(key, allowed)
     if not fix:
-        homes = homes_of(key) + homes_of_not_built(key)
+        known = homes_of(key) + homes_of_not_built(key)
+        homes = [home for home in known if home != ".".join(path)]
         if 0 < len(homes) <= 3:
             places = [home if "." in home else "the top level" for home in homes]
             fix = f"'{key}' belongs to {' or '.join(places)}"

@@ -8,6 +8,7 @@ whole number 0..rounds, where ``rounds`` is the final data readout. The layout i
 from __future__ import annotations
 
 import csv
+import re
 from typing import TYPE_CHECKING, Final
 
 from hil.scenario.fields import problem
@@ -24,6 +25,9 @@ MAX_ROUND_DETECTORS: Final = 1 << 14
 MAX_OBSERVABLES: Final = 1024
 MAX_TARGETS: Final = 10**8
 """Targets of all instructions with REPEAT blocks unrolled: beyond, sampling would never end."""
+
+_NO_CODE: Final = re.compile(r"\[[^\]\n]*\]|#[^\n]*")
+"""Tags and comments."""
 
 _INTEGER: Final = "a whole number"
 
@@ -56,13 +60,9 @@ def parse_circuit(text: str, name: str) -> stim.Circuit:
     """
     import stim
 
-    depth = deepest = 0
-    for line in text.splitlines():
-        code = line.partition("#")[0]
-        depth += code.count("{") - code.count("}")
-        deepest = max(deepest, depth)
-    if deepest > MAX_NESTING:
-        raise _unusable("too many REPEAT blocks inside one another", deepest, MAX_NESTING)
+    depth = _nesting(text)
+    if depth > MAX_NESTING:
+        raise _unusable("too many REPEAT blocks inside one another", depth, MAX_NESTING)
     try:
         circuit = stim.Circuit(text)
     except (ValueError, IndexError) as err:
@@ -83,6 +83,15 @@ def parse_circuit(text: str, name: str) -> stim.Circuit:
         if got > most:
             raise _unusable(f"too many {what} in the circuit", got, most)
     return circuit
+
+
+def _nesting(text: str) -> int:
+    """Depth of the braces of a text, those in tags and comments left out."""
+    depth = deepest = 0
+    for brace in re.findall(r"[{}]", _NO_CODE.sub("", text)):
+        depth += 1 if brace == "{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _unusable(what: str, got: int, most: int) -> Exception:
@@ -163,8 +172,10 @@ def noise_of(circuit: stim.Circuit) -> str:
                 return found
             continue
         gate = stim.gate_data(step.name)
-        silent = gate.produces_measurements and not step.name.startswith("HERALDED")
-        if gate.is_noisy_gate and (not silent or any(step.gate_args_copy())):
+        if gate.produces_measurements:  # noisy by an argument: M(0.01), HERALDED_ERASE(0.1)
+            if any(step.gate_args_copy()):
+                return str(step)
+        elif gate.is_noisy_gate:
             return str(step)
     return ""
 

@@ -31,16 +31,20 @@ def _options(out: Path, loopback: tuple[str, str], *overrides: str) -> RunOption
     return RunOptions(bind="sil", out=out, overrides=[*here, *overrides])
 
 
-def test_sil_equals_mil(scenarios: Path, tmp_path: Path, loopback: tuple[str, str]) -> None:
+@pytest.mark.parametrize("basis", ["Z", "alternate"])
+def test_sil_equals_mil(
+    scenarios: Path, tmp_path: Path, loopback: tuple[str, str], basis: str
+) -> None:
     path = scenarios / "surface_d5.yaml"
-    shots = "run.shots=1200"
-    live = run_scenario(path, _options(tmp_path / "sil", loopback, shots))
-    model = run_scenario(path, RunOptions(bind="mil", out=tmp_path / "mil", overrides=[shots]))
+    what = ("run.shots=1200", f"system.qpu.circuit.basis={basis}")
+    live = run_scenario(path, _options(tmp_path / "sil", loopback, *what))
+    model = run_scenario(path, RunOptions(bind="mil", out=tmp_path / "mil", overrides=what))
     assert live.verdict is Verdict.PASS
     assert model.verdict is Verdict.PASS
     with hil.open_trace(live.trace) as a, hil.open_trace(model.trace) as b:
         left, right = a.stream("shots"), b.stream("shots")
-        for column in ("shot", "detectors_b8", "obs_true_b8", "obs_pred_b8", "failed", "fallback"):
+        columns = ("detectors_b8", "obs_true_b8", "obs_pred_b8", "failed", "fallback")
+        for column in ("shot", "basis", *columns):
             assert np.array_equal(left[column], right[column]), column
         for column in ("n_bits", "detectors_b8"):
             assert np.array_equal(a.stream("syndromes")[column], b.stream("syndromes")[column])
