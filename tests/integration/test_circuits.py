@@ -188,19 +188,19 @@ def test_trace_of_two_bases(scenarios: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "override",
+    "overrides",
     [
-        "circuit={family: stim_generated, task: repetition_code:memory, distance: 4, rounds: 3}",
-        "circuit={family: stim_generated, task: surface_code:unrotated_memory, distance: 3, "
-        + "rounds: 3, basis: alternate}",
-        "noise={model: si1000, p: 0.001}",
+        ("circuit.task=repetition_code:memory", "circuit.distance=4"),
+        ("circuit.task=surface_code:unrotated_memory", "circuit.basis=alternate"),
+        ("noise={model: si1000, p: 0.001}",),
     ],
     ids=["repetition", "unrotated-alternate", "si1000"],
 )
-def test_families_run_on_an_unchanged_rack(scenarios: Path, tmp_path: Path, override: str) -> None:
-    result = _run(
-        scenarios / "surface_d5.yaml", tmp_path / "run", "run.shots=600", f"system.qpu.{override}"
-    )
+def test_families_run_on_an_unchanged_rack(
+    scenarios: Path, tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    changes = [f"system.qpu.{change}" for change in overrides]
+    result = _run(scenarios / "surface_d5.yaml", tmp_path / "run", "run.shots=600", *changes)
     assert result.verdict.name in {"PASS", "INCONCLUSIVE"}
     assert validate_trace(result.trace).ok
 

@@ -13,6 +13,7 @@ import pytest
 
 import hil
 from gpu_decoder.protocol import Reason
+from gpu_decoder.turns import build_turns
 from hil.rack.timeline import Status
 from hil.run import runner
 from hil.run.runner import RunOptions, RunResult, run_scenario
@@ -83,11 +84,11 @@ def _node_of(parent: int) -> int:
     raise AssertionError("no node process found")
 
 
-def _run_killed(scenarios: Path, out: Path, loopback: tuple[str, str], then: str) -> RunResult:
-    return run_scenario(
-        scenarios / "surface_d5.yaml",
-        _options(out, loopback, "run.shots=1500", f"system.decoder.on_node_lost={then}"),
-    )
+def _run_killed(
+    scenarios: Path, out: Path, loopback: tuple[str, str], then: str, *overrides: str
+) -> RunResult:
+    common = ("run.shots=1500", f"system.decoder.on_node_lost={then}")
+    return run_scenario(scenarios / "surface_d5.yaml", _options(out, loopback, *common, *overrides))
 
 
 def test_node_killed_run_fails_and_trace_is_valid(
@@ -115,10 +116,15 @@ def test_node_killed_run_goes_on_in_process(
     scenarios: Path, tmp_path: Path, loopback: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed = _kill_node_after(300, monkeypatch)
-    result = _run_killed(scenarios, tmp_path / "run", loopback, "in_process")
+    alternate = "system.qpu.circuit.basis=alternate"
+    result = _run_killed(scenarios, tmp_path / "run", loopback, "in_process", alternate)
     assert killed
     with hil.open_trace(result.trace) as trace:
         shots, decodes = trace.stream("shots"), trace.stream("decodes")
+        dems = [trace.epoch(0)["dem"], trace.meta["more_models"][0]["dem"]]
+    turns = build_turns("pymatching_corr", dems)
+    answers = turns.decode_batch(shots["detectors_b8"], shots["shot"].astype(np.int64))
+    assert np.array_equal(shots["obs_pred_b8"], answers.predictions_b8), "each by its own model"
     assert np.array_equal(shots["shot"], np.arange(1500)), "every shot once"
     lost = shots["fallback"] == Reason.DEVICE_LOST
     assert lost.sum() > 500

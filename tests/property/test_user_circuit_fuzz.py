@@ -1,4 +1,4 @@
-"""Whatever stands in a circuit file or a layout: a checked scenario or clear errors, nothing else."""
+"""Whatever stands in a circuit file or a layout: a checked scenario or clear errors."""
 
 from __future__ import annotations
 
