@@ -45,21 +45,25 @@ def build_models(qpu: QpuSpec) -> Models:
 
 
 def _generated(circuit: GeneratedCircuit, basis: str, noise: NoiseSpec) -> stim.Circuit:
-    task, distance, rounds = circuit.task_of(basis), circuit.distance, circuit.rounds
+    task = circuit.task_of(basis)
+    made = generated_memory(task, circuit.distance, circuit.rounds, _four_arguments(noise))
+    if isinstance(noise, Si1000Noise):
+        return si1000(_with_readout_layer(made), noise.p)
+    return made
+
+
+def _four_arguments(noise: NoiseSpec) -> tuple[float, float, float, float]:
+    """Noise arguments of stim's generator, in the order of ``generated_memory``."""
     if isinstance(noise, UniformNoise):
-        return generated_memory(task, distance, rounds, (noise.p,) * 4)
+        return (noise.p, noise.p, noise.p, noise.p)
     if isinstance(noise, FourNoise):
-        four = (
+        return (
             noise.after_clifford_depolarization,
             noise.before_round_data_depolarization,
             noise.before_measure_flip_probability,
             noise.after_reset_flip_probability,
         )
-        return generated_memory(task, distance, rounds, four)
-    if isinstance(noise, Si1000Noise):
-        silent = generated_memory(task, distance, rounds, (0.0,) * 4)
-        return si1000(_with_readout_layer(silent), noise.p)
-    raise _misfit(noise, circuit.family)
+    return (0.0, 0.0, 0.0, 0.0)
 
 
 def _with_readout_layer(circuit: stim.Circuit) -> stim.Circuit:
@@ -79,7 +83,7 @@ def _with_readout_layer(circuit: stim.Circuit) -> stim.Circuit:
 def _user_circuit(circuit: UserCircuit, noise: NoiseSpec) -> stim.Circuit:
     import stim
 
-    if not circuit.text:
+    if circuit.text is None:
         raise ScenarioError(
             "the circuit has no text",
             where="system.qpu.circuit.file",
@@ -87,20 +91,8 @@ def _user_circuit(circuit: UserCircuit, noise: NoiseSpec) -> stim.Circuit:
             allowed="a scenario that was read from a file",
             fix="load the scenario with hil.scenario.load.load_scenario",
         )
-    text = stim.Circuit(circuit.text)
-    if isinstance(noise, Si1000Noise):
-        return si1000(text, noise.p)
-    if noise.model != "from_circuit":
-        raise _misfit(noise, circuit.family)
-    return text
-
-
-def _misfit(noise: NoiseSpec, family: str) -> ScenarioError:
-    return ScenarioError(
-        "noise model that does not fit the family of the circuit",
-        where="system.qpu.noise.model",
-        got=f"{noise.model} with {family}",
-    )
+    made = stim.Circuit(circuit.text)
+    return si1000(made, noise.p) if isinstance(noise, Si1000Noise) else made
 
 
 def _checked(circuit: stim.Circuit, basis: str, rounds: int) -> CodeCircuit:

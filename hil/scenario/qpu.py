@@ -36,8 +36,8 @@ _P: Final = "Error probability."
 class GeneratedCircuit(Spec):
     """Memory experiment of a code that stim generates.
 
-    Distances are 3 to 31. The rotated surface code wants odd ones, as half of its even patches
-    protect one basis less well; stim gives unrotated and repetition codes of any distance.
+    Distances are 3 to 31, of the rotated surface code odd ones: only then it has as many X checks
+    as Z checks.
     """
 
     family: Literal["stim_generated"] = Field(description=_FAMILY)
@@ -149,7 +149,7 @@ class UserCircuit(Spec):
         description="CSV file detector,board[,channel]: who reads each detector out.",
     )
     layout_sha256: SkipJsonSchema[str] = Field(default="", alias="(layout_sha256)")
-    text: SkipJsonSchema[str] = Field(default="", alias="(text)", repr=False, exclude=True)
+    text: SkipJsonSchema[str | None] = Field(default=None, alias="(text)", repr=False, exclude=True)
     readout: SkipJsonSchema[Annotated[tuple[tuple[str, str], ...], as_tuple]] = Field(
         default=(), alias="(readout)", repr=False, exclude=True
     )
@@ -186,7 +186,7 @@ class UserCircuit(Spec):
 
     @model_validator(mode="after")
     def _rounds_of_detectors(self) -> UserCircuit:
-        if self.text:
+        if self.text is not None:
             check_rounds(parse_circuit(self.text, self.file), self.rounds)
         return self
 
@@ -275,6 +275,12 @@ NoiseSpec: TypeAlias = Annotated[
 ]
 """Noise of the circuit, chosen by ``model``."""
 
+_NOISE_OF: Final = {
+    "stim_generated": ("stim_uniform", "stim4", "si1000"),
+    "user_stim": ("from_circuit", "si1000"),
+}
+"""Noise models that a family takes."""
+
 
 class QpuSpec(Spec):
     """The quantum device: circuit, noise and cadence."""
@@ -296,8 +302,9 @@ class QpuSpec(Spec):
                 fix=f"write model: {allowed[0]}",
                 at="noise.model",
             )
-        if isinstance(self.circuit, UserCircuit) and isinstance(self.noise, Si1000Noise):
-            noise = noise_of(parse_circuit(self.circuit.text, self.circuit.file))
+        circuit = self.circuit
+        if isinstance(circuit, UserCircuit) and isinstance(self.noise, Si1000Noise):
+            noise = noise_of(parse_circuit(circuit.text or "", circuit.file))
             if noise:
                 raise problem(
                     "E204",
@@ -313,9 +320,3 @@ class QpuSpec(Spec):
     def n_blocks(self) -> int:
         """Blocks of one shot: its rounds and the final data readout."""
         return self.circuit.rounds + 1
-
-
-_NOISE_OF: Final = {
-    "stim_generated": ("stim_uniform", "stim4", "si1000"),
-    "user_stim": ("from_circuit", "si1000"),
-}

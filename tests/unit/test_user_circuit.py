@@ -108,6 +108,13 @@ def test_too_large(folder: Path, text: str, what: str) -> None:
     assert (found.code, found.what) == ("E507", what)
 
 
+@pytest.mark.parametrize("text", ["", "# nothing\n", "\n\n"])
+def test_an_empty_file_is_no_circuit(folder: Path, text: str) -> None:
+    (folder / "c.stim").write_text(text)
+    found = problem(folder)
+    assert (found.code, found.what) == ("E507", "the circuit gives a decoder nothing to do")
+
+
 def test_rounds_have_an_upper_limit(folder: Path) -> None:
     assert problem(folder, "rounds: 65535").code == "E205"
 
