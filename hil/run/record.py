@@ -255,6 +255,7 @@ class Audit:
     last_applied_ps: int = MISSING_PS
     next_shot: int = 0
     lost_rounds: int = 0
+    by_basis: dict[int, tuple[int, int]] = field(default_factory=dict)
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(
             (
@@ -293,3 +294,11 @@ class Audit:
         undecided = (times.path == Path.UNANSWERED) & (times.reason == Reason.NONE)
         self.counts["answers.missing"] += int(undecided.sum())
         self.next_shot = int(shots[-1]) + 1
+        self._count_bases(record["shots"])
+
+    def _count_bases(self, shots: Block) -> None:
+        """``by_basis``: code of the basis -> (shots, failed shots), warm-up included."""
+        for basis in np.unique(shots["basis"]).tolist():
+            failed = shots["failed"][shots["basis"] == basis]
+            n, bad = self.by_basis.get(basis, (0, 0))
+            self.by_basis[basis] = n + failed.size, bad + int(failed.sum())

@@ -179,6 +179,10 @@ def test_trace_of_two_bases(scenarios: Path, tmp_path: Path) -> None:
         assert dems[0] == single.epoch(0)["dem"]
         assert single.meta["more_models"] == []
         assert trace.problem_id != single.problem_id
+        failed = [int(shots["failed"][k::2].sum()) for k in (0, 1)]
+        label = f"by basis, warm-up included: X {failed[1]} of 400, Z {failed[0]} of 400"
+        assert any(label in line for line in both.document.facts.labels)
+        assert not any("by basis" in line for line in one.document.facts.labels)
         assert "RX" in trace.meta["more_models"][0]["circuit_stim"]
     with h5py.File(both.trace, "r+") as file:
         del file["meta/model_1/dem"]
