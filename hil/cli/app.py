@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hil._version import __version__
-from hil.cli import bench, check, node, run, trace
+from hil.cli import bench, check, circuit, node, run, trace
 from hil.errors import HilError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(run.run)
 app.command()(check.check)
+app.command()(circuit.circuit)
 app.add_typer(trace.app, name="trace")
 app.add_typer(node.app, name="node")
 app.add_typer(bench.app, name="bench")

@@ -11,11 +11,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hil.errors import ScenarioError
+
+if TYPE_CHECKING:
+    import stim
 
 
 @dataclass(frozen=True)
@@ -92,18 +96,37 @@ def surface_memory(*, distance: int, rounds: int, basis: str, p: float) -> CodeC
     Raises:
         ScenarioError: stim refuses the parameters, or a detector lies outside the rounds.
     """
+    task = f"surface_code:rotated_memory_{basis.lower()}"
+    circuit = generated_memory(task, distance, rounds, (p, p, p, p))
+    return from_stim(circuit, basis=basis, rounds=rounds)
+
+
+def generated_memory(
+    task: str, distance: int, rounds: int, noise: tuple[float, float, float, float]
+) -> stim.Circuit:
+    """The circuit of ``stim.Circuit.generated``.
+
+    Args:
+        task: name of the experiment in stim.
+        distance: code distance.
+        rounds: rounds of stabiliser measurement.
+        noise: after_clifford_depolarization, before_round_data_depolarization,
+            before_measure_flip_probability, after_reset_flip_probability.
+
+    Raises:
+        ScenarioError: stim refuses the parameters.
+    """
     import stim
 
-    task = f"surface_code:rotated_memory_{basis.lower()}"
     try:
-        circuit = stim.Circuit.generated(
+        return stim.Circuit.generated(
             task,
             distance=distance,
             rounds=rounds,
-            after_clifford_depolarization=p,
-            before_round_data_depolarization=p,
-            before_measure_flip_probability=p,
-            after_reset_flip_probability=p,
+            after_clifford_depolarization=noise[0],
+            before_round_data_depolarization=noise[1],
+            before_measure_flip_probability=noise[2],
+            after_reset_flip_probability=noise[3],
         )
     except ValueError as error:
         raise ScenarioError(
@@ -113,7 +136,6 @@ def surface_memory(*, distance: int, rounds: int, basis: str, p: float) -> CodeC
             allowed="what stim.Circuit.generated accepts",
             fix=str(error),
         ) from error
-    return from_stim(circuit, basis=basis, rounds=rounds)
 
 
 def from_stim(circuit: object, *, basis: str, rounds: int) -> CodeCircuit:

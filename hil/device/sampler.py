@@ -47,6 +47,11 @@ class ShotBatch:
         """Number of shots."""
         return int(self.detectors_b8.shape[0])
 
+    @property
+    def shots(self) -> NDArray[np.int64]:
+        """int64 [n]: indices of the shots in the run."""
+        return np.arange(self.first_shot, self.first_shot + self.n_shots, dtype=np.int64)
+
     def part(self, start: int, stop: int) -> ShotBatch:
         """Shots ``start:stop`` of this batch as a batch of its own (views, no copies)."""
         return ShotBatch(
@@ -66,30 +71,47 @@ def batch_shots(n_detectors: int) -> int:
 
 
 class StimSampler:
-    """Samples a stim circuit through its detector sampler.
+    """Samples stim circuits through their detector samplers.
 
+    Shots of several models take turns: shot ``s`` is one of model ``s % len(models)``. Each model
+    then has a seed of its own per batch; one model alone has the seed of the batch.
     Stim holds the GIL while it samples: beside anything timed it belongs into a process.
     """
 
-    def __init__(self, code: CodeCircuit, seed: int) -> None:
+    def __init__(self, models: CodeCircuit | tuple[CodeCircuit, ...], seed: int) -> None:
         import stim
 
-        self._circuit = stim.Circuit(code.circuit_text)
+        models = models if isinstance(models, tuple) else (models,)
+        self._circuits = [stim.Circuit(code.circuit_text) for code in models]
         self._seed = seed
-        self._batch_shots = batch_shots(code.n_detectors)
+        self._batch_shots = batch_shots(models[0].n_detectors)
 
     def batches(self, n_shots: int) -> Iterator[ShotBatch]:
         """Yield the first ``n_shots`` shots of the run, batch by batch."""
         for batch in range(-(-n_shots // self._batch_shots)):
             first = batch * self._batch_shots
-            sampler = self._circuit.compile_detector_sampler(
-                seed=seeds.word(self._seed, "device", "sampler", batch)
-            )
-            detectors, observables = sampler.sample(
-                self._batch_shots, separate_observables=True, bit_packed=True
-            )
+            detectors, observables = self._batch(batch)
             keep = min(self._batch_shots, n_shots - first)
             yield ShotBatch(first, batch, 0, detectors[:keep], observables[:keep])
+
+    def _batch(self, batch: int) -> tuple[U8, U8]:
+        """All shots of a batch; the size of a batch is a multiple of the number of models."""
+        n = len(self._circuits)
+        parts = []
+        for k, circuit in enumerate(self._circuits):
+            path = ("device", "sampler", batch) if n == 1 else ("device", "sampler", batch, k)
+            sampler = circuit.compile_detector_sampler(seed=seeds.word(self._seed, *path))
+            shots = self._batch_shots // n
+            parts.append(sampler.sample(shots, separate_observables=True, bit_packed=True))
+        detectors, observables = (_in_turn(arrays) for arrays in zip(*parts, strict=True))
+        return detectors, observables
+
+
+def _in_turn(parts: tuple[U8, ...]) -> U8:
+    """k arrays uint8 [n, bytes] -> uint8 [k n, bytes]; row i is row i // k of array i % k."""
+    if len(parts) == 1:
+        return parts[0]
+    return np.stack(parts, axis=1).reshape(-1, parts[0].shape[1])
 
 
 class SyndromeFormer:

@@ -88,6 +88,7 @@ class NodeConfig(_Model):
         epoch: calibration epoch that every message must carry.
         board_mask: boards that must have contributed to every block.
         dem_text: stim detector error model with D detectors and O observables.
+        more_dem_texts: further models of the same shape; shots of all of them take turns.
         primary: decoder name (``gpu_decoder.build.NAMES``).
         primary_workers: processes that run it.
         fallback: decoder name of the fallback, or ``None``: policy ``never``.
@@ -121,6 +122,7 @@ class NodeConfig(_Model):
     epoch: U32 = 0
     board_mask: U32 = 1
     dem_text: str
+    more_dem_texts: tuple[str, ...] = ()
     primary: str
     primary_workers: Positive = 1
     fallback: str | None = None

@@ -96,8 +96,9 @@ class Server:
         if config.fallback is not None:
             kinds += [(config.fallback, True)] * config.fallback_workers
         self._workers: dict[WorkerProcess, bool] = {}
+        dem_texts = (config.dem_text, *config.more_dem_texts)
         for kind, fallback in kinds:
-            setup = WorkerSetup(kind, config.dem_text, config.n_detectors, config.n_observables)
+            setup = WorkerSetup(kind, dem_texts, config.n_detectors, config.n_observables)
             worker = WorkerProcess(setup)
             self._stack.callback(worker.close)
             self._workers[worker] = fallback

@@ -1,4 +1,4 @@
-"""Decode worker: one process, one decoder, one shot at a time.
+"""Decode worker: one process, one decoder per model of the device, one shot at a time.
 
 The node sends jobs over a pipe and never more than one at a time, so that every decision about
 the next job stays with the policy. PyMatching holds the GIL while it decodes, hence a process.
@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, Pipe
 from typing import TYPE_CHECKING, Final
@@ -27,7 +28,7 @@ from hil.node.processes import signal_when_parent_dies
 from hil.timebase import PS_PER_MS, PS_PER_NS, monotonic_ps
 
 if TYPE_CHECKING:
-    from gpu_decoder.protocol import Decoder
+    from gpu_decoder.turns import TurnDecoders
 
 JOB: Final = struct.Struct("<qq")
 """Job header: shot, extra time in ps inside the stamps (injected delay or stall)."""
@@ -41,10 +42,10 @@ _WARM_UP_SEED: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class WorkerSetup:
-    """What a worker must build."""
+    """What a worker must build: one decoder per model; shots of the models take turns."""
 
     kind: str
-    dem_text: str
+    dem_texts: Sequence[str]
     n_detectors: int
     n_observables: int
 
@@ -163,10 +164,10 @@ def run(connection: Connection) -> None:
         connection.send_bytes(_decode(decoder, connection.recv_bytes()))
 
 
-def _build(setup: WorkerSetup) -> Decoder:
-    from gpu_decoder.build import build_decoder
+def _build(setup: WorkerSetup) -> TurnDecoders:
+    from gpu_decoder.turns import build_turns
 
-    decoder = build_decoder(setup.kind, setup.dem_text)
+    decoder = build_turns(setup.kind, setup.dem_texts)
     found = (decoder.n_detectors, decoder.n_observables)
     if found != (setup.n_detectors, setup.n_observables):
         raise NodeError(
@@ -177,18 +178,20 @@ def _build(setup: WorkerSetup) -> Decoder:
     return decoder
 
 
-def _warm_up(decoder: Decoder, setup: WorkerSetup) -> None:
+def _warm_up(decoders: TurnDecoders, setup: WorkerSetup) -> None:
     """Decode some typical shots, so that the first real one finds caches and memory in place."""
     import stim
 
-    sampler = stim.DetectorErrorModel(setup.dem_text).compile_sampler(seed=_WARM_UP_SEED)
-    detectors, _, _ = sampler.sample(_WARM_UP_SHOTS, bit_packed=True)
-    for row in np.ascontiguousarray(detectors):
-        decoder.decode_one(row)
+    for decoder, text in zip(decoders.decoders, setup.dem_texts, strict=True):
+        sampler = stim.DetectorErrorModel(text).compile_sampler(seed=_WARM_UP_SEED)
+        detectors, _, _ = sampler.sample(_WARM_UP_SHOTS, bit_packed=True)
+        for row in np.ascontiguousarray(detectors):
+            decoder.decode_one(row)
 
 
-def _decode(decoder: Decoder, job: bytes) -> bytes:
+def _decode(decoders: TurnDecoders, job: bytes) -> bytes:
     shot, extra_ps = JOB.unpack_from(job)
+    decoder = decoders.of(shot)
     detectors_b8 = np.frombuffer(job, np.uint8, offset=JOB.size)
     start_ps = monotonic_ps()
     try:

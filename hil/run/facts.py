@@ -9,7 +9,8 @@ from hil.report.build import build
 from hil.report.document import Document, EvidenceRow, Executed, FaultRow, RunFacts
 from hil.report.write import write_all
 from hil.run import provenance
-from hil.scenario.model import DelayFault, Scenario
+from hil.scenario.model import DelayFault, GeneratedCircuit, Scenario
+from hil.trace.schema import code
 from hil.units import format_ps
 from hil.verdict.judge import Verdict
 
@@ -61,7 +62,7 @@ def build_document(outcome: Outcome) -> Document:
         seeds=(("run", str(scenario.run.seed)),),
         versions=provenance.as_pairs(provenance.software()),
         not_tested=_not_tested(rig),
-        labels=(*rig.remarks, *(str(w) for w in rig.loaded.warnings)),
+        labels=(*rig.remarks, *_bases(rig), *(str(w) for w in rig.loaded.warnings)),
         files=(
             ("trace", "trace.h5"),
             ("report (data)", "report.json"),
@@ -80,16 +81,30 @@ def write_reports(document: Document, directory: Path) -> None:
 def _workload(scenario: Scenario, n_detectors: int) -> tuple[tuple[str, str], ...]:
     qpu = scenario.system.qpu
     circuit = qpu.circuit
+    what = (
+        ("distance", str(circuit.distance))
+        if isinstance(circuit, GeneratedCircuit)
+        else ("file", f"sha256 {circuit.sha256}")
+    )
     return (
         ("circuit", f"{circuit.code}, basis {circuit.basis}"),
-        ("distance", str(circuit.distance)),
+        what,
         ("rounds", f"{circuit.rounds} + final readout, {n_detectors} detectors"),
-        ("noise", f"{qpu.noise.model}, p = {qpu.noise.p:g}"),
+        ("noise", qpu.noise.shown),
         ("round period", format_ps(qpu.round_period_ps)),
         ("shot period", format_ps(qpu.shot_period_ps)),
         ("deadline", format_ps(scenario.system.decoder.deadline_ps)),
         ("arrivals", "open loop"),
     )
+
+
+def _bases(rig: Rig) -> tuple[str, ...]:
+    """Failed shots of each basis, where bases alternate: the rates are pooled over them."""
+    if len(rig.models) == 1:
+        return ()
+    names = {code("shots", "basis", model.basis): model.basis for model in rig.models}
+    parts = (f"{names[basis]} {failed} of {n}" for basis, (n, failed) in rig.audit.by_basis.items())
+    return (f"failed shots by basis, warm-up included: {', '.join(parts)}",)
 
 
 def _executed(rig: Rig) -> tuple[Executed, ...]:

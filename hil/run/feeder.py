@@ -19,7 +19,7 @@ from typing import Self
 
 import numpy as np
 
-from hil.device.circuits import CodeCircuit
+from hil.device.families import Models
 from hil.device.sampler import BlockCutter, ShotBatch, StimSampler, event_counts
 from hil.errors import HilError, RigError
 from hil.node.processes import signal_when_parent_dies
@@ -66,7 +66,7 @@ class Chunk:
 class FeedPlan:
     """All that the feeder process needs; travels by pickle."""
 
-    code: CodeCircuit
+    models: Models
     source: WorkloadSource
     pipeline: Pipeline
     n_shots: int
@@ -81,9 +81,9 @@ class FeedPlan:
 
     def chunks(self, wall_start_ps: int) -> Iterator[Chunk]:
         """Make all chunks; ``wall_start_ps`` is the monotonic instant of scenario time 0."""
-        cutter = BlockCutter(self.code)
+        cutter = BlockCutter(self.models[0])
         rack = BulkExecutor(self.pipeline)
-        for batch in StimSampler(self.code, self.source.scenario.run.seed).batches(self.n_shots):
+        for batch in StimSampler(self.models, self.source.scenario.run.seed).batches(self.n_shots):
             work = self.source.with_faults(
                 self.source.rack_only(batch.batch, batch.first_shot, batch.n_shots),
                 only=MODELLED_HOPS,
@@ -123,7 +123,7 @@ class FeedPlan:
         get = build_get_batch(
             counters[:, r],
             stamps[:, -1],
-            return_size=self.code.n_observables,
+            return_size=self.models[0].n_observables,
             epoch=batch.epoch,
             board_mask=self.board_mask,
             valid_until_round=valid_until & 0xFFFFFFFF,

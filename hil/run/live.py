@@ -254,7 +254,9 @@ class LiveRun:
         if self.scenario.system.decoder.on_node_lost == "fail":
             status = np.where(gone, np.uint8(Status.VOID), times.status)
             return Driven(chunk.batch, replace(times, status=status), answers, extra)
-        decoded = self.decoders.primary.decode_batch(chunk.batch.detectors_b8[gone])
+        decoded = self.decoders.primary.decode_batch(
+            chunk.batch.detectors_b8[gone], chunk.batch.shots[gone]
+        )
         bits, executed, requested = (
             answers.predictions_b8.copy(),
             answers.executed.copy(),

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from gpu_decoder.protocol import Decoder
-from hil.device.circuits import CodeCircuit
+from gpu_decoder.turns import TurnDecoders
+from hil.device.families import Models
 from hil.device.sampler import ShotBatch, StimSampler
 from hil.errors import ScenarioError
 from hil.node.config import Delays, NodeConfig
@@ -73,9 +73,9 @@ class Predictions:
     way_back_ps: int
 
 
-def measure_predictions(scenario: Scenario, code: CodeCircuit, decoders: Decoders) -> Predictions:
+def measure_predictions(scenario: Scenario, models: Models, decoders: Decoders) -> Predictions:
     """Decode pilot shots one by one. Their seed is not the run's: no shot is seen twice."""
-    pilot = next(StimSampler(code, scenario.run.seed ^ (1 << 62)).batches(_PILOT_SHOTS))
+    pilot = next(StimSampler(models, scenario.run.seed ^ (1 << 62)).batches(_PILOT_SHOTS))
     return Predictions(
         _p99_ps(decoders.primary, pilot),
         _p99_ps(decoders.fallback, pilot),
@@ -83,9 +83,10 @@ def measure_predictions(scenario: Scenario, code: CodeCircuit, decoders: Decoder
     )
 
 
-def _p99_ps(decoder: Decoder, pilot: ShotBatch) -> int:
+def _p99_ps(decoders: TurnDecoders, pilot: ShotBatch) -> int:
     spent = np.empty(pilot.n_shots, dtype=np.int64)
     for i, row in enumerate(pilot.detectors_b8):
+        decoder = decoders.of(i)
         begin = monotonic_ps()
         decoder.decode_one(row)
         spent[i] = monotonic_ps() - begin
@@ -93,11 +94,12 @@ def _p99_ps(decoder: Decoder, pilot: ShotBatch) -> int:
 
 
 def node_config(
-    scenario: Scenario, code: CodeCircuit, predictions: Predictions, pace: int
+    scenario: Scenario, models: Models, predictions: Predictions, pace: int
 ) -> NodeConfig:
     """What the node process is told."""
     system, network = scenario.system, scenario.profile.network
     fallback = system.decoder.fallback
+    code, *others = models
     edges = np.concatenate([[0], np.cumsum(code.block_bits)])
     blocks = [code.wire_order[a:b].tolist() for a, b in pairwise(edges)]
     spacing_ps = system.qpu.shot_period_ps * pace
@@ -112,6 +114,7 @@ def node_config(
         n_observables=code.n_observables,
         board_mask=board_mask(scenario),
         dem_text=code.dem_text,
+        more_dem_texts=tuple(other.dem_text for other in others),
         primary=system.decoder.primary,
         primary_workers=system.decoder.workers,
         fallback=fallback.to if fallback.policy == "on_deadline" else None,

@@ -7,9 +7,10 @@ from functools import cached_property
 
 import numpy as np
 
-from gpu_decoder.build import NAMES, build_decoder
-from gpu_decoder.protocol import Decoder, GlobalDecoder
-from hil.device.circuits import CodeCircuit, surface_memory
+from gpu_decoder.build import NAMES
+from gpu_decoder.protocol import GlobalDecoder
+from gpu_decoder.turns import TurnDecoders, build_turns
+from hil.device.families import Models, build_models
 from hil.device.sampler import BlockCutter
 from hil.errors import DecoderError
 from hil.rack.timeline import U8
@@ -23,25 +24,25 @@ class Decoders:
     """Primary and fallback decoder of a run, built when first used.
 
     Attributes:
-        dem_text: model of epoch 0.
+        dem_texts: detector error models of epoch 0, one per model of the device.
         primary_name, fallback_name: names as the scenario asks for them.
     """
 
-    dem_text: str
+    dem_texts: tuple[str, ...]
     primary_name: str
     fallback_name: str
 
     @cached_property
-    def primary(self) -> Decoder:
+    def primary(self) -> TurnDecoders:
         """The decoder that is asked first."""
-        return _built(self.primary_name, self.dem_text, "system.decoder.primary")
+        return _built(self.primary_name, self.dem_texts, "system.decoder.primary")
 
     @cached_property
-    def fallback(self) -> Decoder:
+    def fallback(self) -> TurnDecoders:
         """The decoder that answers in its place."""
         if self.fallback_name == self.primary_name:
             return self.primary
-        return _built(self.fallback_name, self.dem_text, "system.decoder.fallback.to")
+        return _built(self.fallback_name, self.dem_texts, "system.decoder.fallback.to")
 
     def requested(self, path: U8) -> U8:
         """uint8 [n]: ``GlobalDecoder`` asked for on each ``Path``; NONE where nobody answers."""
@@ -53,30 +54,25 @@ class Decoders:
         return codes
 
 
-def _built(name: str, dem_text: str, where: str) -> Decoder:
+def _built(name: str, dem_texts: tuple[str, ...], where: str) -> TurnDecoders:
     try:
-        return build_decoder(name, dem_text)
+        return build_turns(name, dem_texts)
     except ValueError as error:
         raise DecoderError(
             "the decoder cannot be built", where=where, got=name, fix=str(error)
         ) from error
 
 
-def build_circuit(scenario: Scenario) -> CodeCircuit:
-    """The circuit of a scenario's device."""
-    qpu = scenario.system.qpu
-    return surface_memory(
-        distance=qpu.circuit.distance,
-        rounds=qpu.circuit.rounds,
-        basis=qpu.circuit.basis,
-        p=qpu.noise.p,
-    )
+def build_circuits(scenario: Scenario) -> Models:
+    """The circuits of a scenario's device; shots of several take turns."""
+    return build_models(scenario.system.qpu)
 
 
-def build_decoders(scenario: Scenario, code: CodeCircuit) -> Decoders:
+def build_decoders(scenario: Scenario, models: Models) -> Decoders:
     """The decoders of a scenario, not built yet."""
     spec = scenario.system.decoder
-    return Decoders(code.dem_text, spec.primary, spec.fallback.to)
+    dem_texts = tuple(code.dem_text for code in models)
+    return Decoders(dem_texts, spec.primary, spec.fallback.to)
 
 
 def build_recorder(scenario: Scenario, cutter: BlockCutter, widths: ByteWidths) -> RecordBuilder:
@@ -89,7 +85,7 @@ def build_recorder(scenario: Scenario, cutter: BlockCutter, widths: ByteWidths) 
         level=record.level,
         every=record.every,
         warmup_shots=scenario.run.warmup.shots,
-        basis=scenario.system.qpu.circuit.basis,
+        bases=scenario.system.qpu.circuit.bases,
         shot_period_ps=scenario.system.qpu.shot_period_ps,
         measured=scenario.profile.live,
         board_mask=board_mask(scenario),

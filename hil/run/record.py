@@ -78,7 +78,7 @@ class RecordBuilder:
         level: ``rounds`` or ``shots``.
         every: at level ``shots``, one shot in so many keeps its rows.
         warmup_shots: leading shots that are marked and judged apart.
-        basis: ``X`` or ``Z``.
+        bases: ``X`` or ``Z`` of the shots in turn: shot s has ``bases[s % len(bases)]``.
         shot_period_ps: start to start.
         measured: whether times are measured (live) or modelled.
         board_mask: bit per readout board.
@@ -91,7 +91,7 @@ class RecordBuilder:
     level: str
     every: int
     warmup_shots: int
-    basis: str
+    bases: tuple[str, ...]
     shot_period_ps: int
     measured: bool
     board_mask: int
@@ -142,7 +142,8 @@ class RecordBuilder:
         used = np.where(applied[:, None], answers.predictions_b8, np.uint8(0))
         timed = applied & (times.t_applied_ps != MISSING_PS)
         latency = np.where(timed, times.t_applied_ps - times.t_intended_ps[:, -1], MISSING_PS)
-        shot = np.arange(batch.first_shot, batch.first_shot + n, dtype=np.int64)
+        shot = batch.shots
+        codes = np.array([code("shots", "basis", name) for name in self.bases], dtype=np.uint8)
         return block(
             "shots",
             n,
@@ -151,7 +152,7 @@ class RecordBuilder:
             epoch=batch.epoch,
             batch=batch.batch,
             index=np.arange(batch.first_index, batch.first_index + n),
-            basis=code("shots", "basis", self.basis),
+            basis=codes[shot % codes.size],
             n_rounds=self._n_blocks - 1,
             t_start_intended_ps=shot * self.shot_period_ps,
             detectors_b8=batch.detectors_b8,
@@ -254,6 +255,7 @@ class Audit:
     last_applied_ps: int = MISSING_PS
     next_shot: int = 0
     lost_rounds: int = 0
+    by_basis: dict[int, tuple[int, int]] = field(default_factory=dict)
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(
             (
@@ -292,3 +294,11 @@ class Audit:
         undecided = (times.path == Path.UNANSWERED) & (times.reason == Reason.NONE)
         self.counts["answers.missing"] += int(undecided.sum())
         self.next_shot = int(shots[-1]) + 1
+        self._count_bases(record["shots"])
+
+    def _count_bases(self, shots: Block) -> None:
+        """``by_basis``: code of the basis -> (shots, failed shots), warm-up included."""
+        for basis in np.unique(shots["basis"]).tolist():
+            failed = shots["failed"][shots["basis"] == basis]
+            n, bad = self.by_basis.get(basis, (0, 0))
+            self.by_basis[basis] = n + failed.size, bad + int(failed.sum())

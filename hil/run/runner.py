@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hil.device.circuits import CodeCircuit
+from hil.device.families import Models
 from hil.device.sampler import BlockCutter, StimSampler
 from hil.errors import HilError, RigError, UsageError
 from hil.rack.plan import (
@@ -22,12 +23,13 @@ from hil.rack.plan import (
 from hil.report.document import Document
 from hil.run import facts, provenance, virtual
 from hil.run.events import fault_rows
-from hil.run.parts import Decoders, board_mask, build_circuit, build_decoders, build_recorder
+from hil.run.parts import Decoders, board_mask, build_circuits, build_decoders, build_recorder
 from hil.run.record import Audit, Driven
 from hil.scenario.load import Loaded, load_scenario
+from hil.scenario.model import UserCircuit
 from hil.timebase import PS_PER_S
 from hil.trace.column import ByteWidths
-from hil.trace.meta import TraceMeta
+from hil.trace.meta import ModelMeta, TraceMeta
 from hil.trace.writer import TraceWriter
 from hil.units import format_ps
 from hil.verdict.judge import Judgement, Verdict, exit_code, judge, limits_of, run_verdict
@@ -85,7 +87,7 @@ class Rig:
     """Everything built for one run, and what is known of it afterwards."""
 
     loaded: Loaded
-    code: CodeCircuit
+    models: Models
     decoders: Decoders
     metrics: Metrics
     audit: Audit = field(default_factory=Audit)
@@ -99,6 +101,11 @@ class Rig:
     lost_node: str = ""
     shots_done: int = 0
     begin: float = field(default_factory=time.monotonic)
+
+    @property
+    def code(self) -> CodeCircuit:
+        """The first model; all have the same blocks."""
+        return self.models[0]
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,8 @@ def execute(loaded: Loaded, options: RunOptions) -> Outcome:
 def build_rig(loaded: Loaded) -> Rig:
     """Circuit, decoders and metrics of a scenario."""
     scenario = loaded.scenario
-    code = build_circuit(scenario)
+    models = build_circuits(scenario)
+    code = models[0]
     qpu, live = scenario.system.qpu, loaded.profile.live
     metrics = Metrics(
         code.n_observables,
@@ -180,12 +188,13 @@ def build_rig(loaded: Loaded) -> Rig:
         loaded.profile.rack.pace,
         watch=limits_of(scenario.expect),
     )
-    return Rig(loaded, code, build_decoders(scenario, code), metrics)
+    return Rig(loaded, models, build_decoders(scenario, models), metrics)
 
 
 def build_meta(rig: Rig) -> TraceMeta:
     """Static content of the trace."""
     scenario, code = rig.loaded.scenario, rig.code
+    circuit = scenario.system.qpu.circuit
     resolved = rig.loaded.resolved
     system = resolved["system"]
     rig.fingerprint = {"primary": rig.decoders.primary.fingerprint()}
@@ -220,6 +229,19 @@ def build_meta(rig: Rig) -> TraceMeta:
         links=[{"name": name, **system["links"][name]} for name in ("up", "down")],
         boards=[{"name": name, **board} for name, board in system["rack"]["boards"].items()],
         matcher_id=rig.fingerprint["primary"]["decoder"],
+        layout=circuit.layout_document() if isinstance(circuit, UserCircuit) else {},
+        more_models=tuple(_model_meta(model) for model in rig.models[1:]),
+    )
+
+
+def _model_meta(code: CodeCircuit) -> ModelMeta:
+    return ModelMeta(
+        circuit_stim=code.circuit_text,
+        dem=code.dem_text,
+        detector_coords=code.coords,
+        detector_round=code.detector_block,
+        detector_slot=code.detector_slot,
+        n_observables=code.n_observables,
     )
 
 
@@ -233,7 +255,7 @@ def _driver(rig: Rig, widths: ByteWidths) -> Batches:
     pipeline = build_pipeline(scenario, largest, way_back_pred_ps=modelled_way_back_ps(scenario))
     executor, rig.executor_why = choose_executor(scenario, pipeline)
     rig.executor = executor.name
-    sampler = StimSampler(rig.code, scenario.run.seed)
+    sampler = StimSampler(rig.models, scenario.run.seed)
     return virtual.drive(sampler, source, executor, rig.decoders, scenario.run.shots)
 
 
@@ -242,7 +264,7 @@ def _live(rig: Rig, source: WorkloadSource, largest: int, widths: ByteWidths) ->
     from hil.run.feeder import FeedPlan
 
     scenario, pace = rig.loaded.scenario, rig.loaded.profile.rack.pace
-    predictions = live_config.measure_predictions(scenario, rig.code, rig.decoders)
+    predictions = live_config.measure_predictions(scenario, rig.models, rig.decoders)
     pipeline = build_pipeline(scenario, largest, way_back_pred_ps=predictions.way_back_ps)
     # What crossed the sockets contains the serialisation: it must not be added a second time.
     scenario_time = replace(pipeline, frame_ps=0)
@@ -254,10 +276,10 @@ def _live(rig: Rig, source: WorkloadSource, largest: int, widths: ByteWidths) ->
         scenario=scenario,
         code=rig.code,
         decoders=rig.decoders,
-        feed=FeedPlan(rig.code, source, pipeline, scenario.run.shots, pace, board_mask(scenario)),
+        feed=FeedPlan(rig.models, source, pipeline, scenario.run.shots, pace, board_mask(scenario)),
         pipeline=scenario_time,
         executor=executor,
-        config=live_config.node_config(scenario, rig.code, predictions, pace),
+        config=live_config.node_config(scenario, rig.models, predictions, pace),
         predictions=predictions,
         widths=widths if "packets" in scenario.run.record.streams else None,
     )

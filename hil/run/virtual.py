@@ -33,7 +33,8 @@ def drive(
 
     def workloads() -> Iterator[Workload]:
         for batch in sampler.batches(n_shots):
-            under_way.append((batch, decoders.primary.decode_batch(batch.detectors_b8)))
+            decoded = decoders.primary.decode_batch(batch.detectors_b8, batch.shots)
+            under_way.append((batch, decoded))
             yield source.workload(batch.batch, batch.first_shot, event_counts(batch.detectors_b8))
 
     for times in executor.run(workloads()):
@@ -47,7 +48,9 @@ def _answers(
     predictions, executed = primary.predictions_b8, np.full(batch.n_shots, primary.executed)
     handed_over = np.flatnonzero(times.path == Path.FALLBACK)
     if handed_over.size:
-        decoded = decoders.fallback.decode_batch(batch.detectors_b8[handed_over])
+        decoded = decoders.fallback.decode_batch(
+            batch.detectors_b8[handed_over], batch.shots[handed_over]
+        )
         predictions[handed_over] = decoded.predictions_b8
         executed[handed_over] = decoded.executed
     unanswered = times.path == Path.UNANSWERED

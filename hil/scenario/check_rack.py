@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal, TypeAlias
 
-from hil.scenario.model import LinksSpec, QpuSpec, RackSpec
+from hil.scenario.model import LinksSpec, QpuSpec, RackSpec, UserCircuit
 from hil.scenario.problems import Problem, did_you_mean
 from hil.scenario.text import Document, Path
 
@@ -17,40 +17,44 @@ _CHANNEL: Final = re.compile(
 )
 
 
+Kind: TypeAlias = Literal["x_check", "z_check"]
+_KINDS: Final[tuple[Kind, ...]] = ("x_check", "z_check")
+
+
 @dataclass(frozen=True, slots=True)
 class ChannelRange:
     """Checks ``start`` to ``stop`` (half open) of one kind."""
 
-    kind: Literal["x_check", "z_check"]
+    kind: Kind
     start: int
     stop: int
 
 
-def channel_ranges(text: str, checks_per_basis: int) -> list[ChannelRange]:
+def channel_ranges(text: str, checks: Mapping[str, int]) -> list[ChannelRange]:
     """Read ``x_check[0:12]``, ``x_check[3]``, ``x_check[:]`` or ``all``.
 
     Args:
         text: one channel text of a board.
-        checks_per_basis: number of checks of each kind.
+        checks: number of checks of each kind; all checks of a kind without any are no checks.
 
     Raises:
         ValueError: not of this form.
         IndexError: beyond the number of checks.
     """
     if text == "all":
-        kinds: tuple[Literal["x_check", "z_check"], ...] = ("x_check", "z_check")
-        return [ChannelRange(kind, 0, checks_per_basis) for kind in kinds]
+        return [ChannelRange(kind, 0, checks[kind]) for kind in _KINDS]
     match = _CHANNEL.fullmatch(text)
     if match is None or match["kind"] == "data":
         raise ValueError(text)
+    kind: Kind = "x_check" if match["kind"] == "x_check" else "z_check"
     if match["one"] is not None:
         start, stop = int(match["one"]), int(match["one"]) + 1
     else:
         start = int(match["start"] or 0)
-        stop = int(match["stop"]) if match["stop"] is not None else checks_per_basis
-    if not 0 <= start < stop <= checks_per_basis:
+        stop = int(match["stop"]) if match["stop"] is not None else checks[kind]
+    if not 0 <= start < stop <= checks[kind] and text != f"{kind}[:]":
         raise IndexError(text)
-    return [ChannelRange("x_check" if match["kind"] == "x_check" else "z_check", start, stop)]
+    return [ChannelRange(kind, start, stop)]
 
 
 def check_rack(rack: RackSpec, qpu: QpuSpec | None, document: Document) -> Iterator[Problem]:
@@ -60,7 +64,9 @@ def check_rack(rack: RackSpec, qpu: QpuSpec | None, document: Document) -> Itera
     yield from roles
     yield from ids
     if qpu is not None:
-        yield from _check_channels(rack, qpu.circuit.checks_per_basis, document)
+        yield from _check_channels(rack, qpu.circuit.checks, document)
+        if isinstance(qpu.circuit, UserCircuit):
+            yield from _check_layout(rack, qpu.circuit, document)
     if not roles and not ids:
         yield from _check_chain(rack, document)
 
@@ -118,24 +124,23 @@ def _check_ids(rack: RackSpec, document: Document) -> Iterator[Problem]:
                 yield _unknown(document, here, "board", board_id, list(rack.boards))
 
 
-def _check_channels(rack: RackSpec, count: int, document: Document) -> Iterator[Problem]:
+def _check_channels(
+    rack: RackSpec, checks: Mapping[str, int], document: Document
+) -> Iterator[Problem]:
     owners: dict[tuple[str, int], str] = {}
     broken = False
     for name, board in rack.boards.items():
         for i, text in enumerate(board.channels):
             path = (*_RACK, "boards", name, "channels")
             here = (*path, str(i)) if (*path, str(i)) in document.values else path
-            ranges, problem = _read_channels(document, here, text, count)
+            ranges, problem = _read_channels(document, here, text, checks)
             if problem is not None:
                 broken = True
                 yield problem
             for part in ranges:
                 yield from _claim(document, here, name, part, owners)
     missing = [
-        f"{kind}[{i}]"
-        for kind in ("x_check", "z_check")
-        for i in range(count)
-        if (kind, i) not in owners
+        f"{kind}[{i}]" for kind in _KINDS for i in range(checks[kind]) if (kind, i) not in owners
     ]
     if missing and not broken:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
@@ -143,7 +148,7 @@ def _check_channels(rack: RackSpec, count: int, document: Document) -> Iterator[
             "E508",
             (*_RACK, "boards"),
             "channel claimed by nobody",
-            got=f"{len(missing)} of {2 * count} checks without a board: {shown}",
+            got=f"{len(missing)} of {sum(checks.values())} checks without a board: {shown}",
             allowed="each check on exactly one readout board",
             fix=f"add {missing[0]} to a readout board",
             key=True,
@@ -151,17 +156,20 @@ def _check_channels(rack: RackSpec, count: int, document: Document) -> Iterator[
 
 
 def _read_channels(
-    document: Document, path: Path, text: str, count: int
+    document: Document, path: Path, text: str, checks: Mapping[str, int]
 ) -> tuple[list[ChannelRange], Problem | None]:
     try:
-        return channel_ranges(text, count), None
+        return channel_ranges(text, checks), None
     except IndexError:
+        kind = text.partition("[")[0]
         return [], document.problem(
             "E404",
             path,
             "index outside",
             got=text,
-            allowed=f"0 to {count - 1}; a range is half open and not empty",
+            allowed=f"0 to {checks[kind] - 1}; a range is half open and not empty"
+            if checks[kind]
+            else f"{kind}[:], as the code has no such checks",
             fix="use [:] for all checks of one kind",
         )
     except ValueError:
@@ -202,6 +210,21 @@ def _claim(
             allowed="each check on exactly one readout board",
             fix="remove it from one of them",
         )
+
+
+def _check_layout(rack: RackSpec, circuit: UserCircuit, document: Document) -> Iterator[Problem]:
+    """Boards that a layout names are readout boards; the first unknown one is reported."""
+    for detector, (board, _) in enumerate(circuit.readout):
+        if board not in rack.readout_boards:
+            found = _unknown(
+                document,
+                ("system", "qpu", "circuit", "layout"),
+                "readout board",
+                board,
+                rack.readout_boards,
+            )
+            yield replace(found, got=f"{board}, for detector D{detector}")
+            return
 
 
 def _check_chain(rack: RackSpec, document: Document) -> Iterator[Problem]:

@@ -68,10 +68,10 @@ def is_map(annotation: Any) -> bool:  # noqa: ANN401 an annotation is any object
 
 
 def _chosen(specs: Sequence[type[Spec]], value: object) -> list[type[Spec]]:
-    """Narrow a union by the ``kind`` or ``dist`` that the value names."""
+    """Narrow a union by the key of the value that says which of them it is."""
     if not isinstance(value, dict) or len(specs) < 2:
         return list(specs)
-    for name in ("kind", "dist"):
+    for name in ("kind", "dist", "family", "model"):
         hits = [
             spec
             for spec in specs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import math
 from typing import Annotated, Literal, TypeAlias, get_args
 
@@ -28,6 +27,7 @@ from hil.scenario.fields import (
     from_text,
     problem,
 )
+from hil.scenario.files import read_named
 from hil.units import format_time
 
 _Z99 = 2.3263478740408408
@@ -176,27 +176,7 @@ def read_rows(
     Raises:
         PydanticCustomError: E403 absent, E203 not numbers, E207 placeholder in the name.
     """
-    if "{" in name:
-        raise problem(
-            "E207",
-            "not yet supported: placeholders in file names",
-            got=name,
-            allowed="a plain file name",
-            fix="write the name out",
-            at=key,
-        )
-    path = context.folder / name
-    try:
-        raw = path.read_bytes()
-    except OSError as err:
-        raise problem(
-            "E403",
-            f"cannot read file '{name}'",
-            got=err.strerror or str(err),
-            allowed="a readable file, named relative to the scenario",
-            fix="correct the name or add the file",
-            at=key,
-        ) from err
+    raw, digest = read_named(context, name, key)
     lines = [line for line in csv.reader(raw.decode("utf-8", "replace").splitlines()) if line]
     if lines and columns > 1 and not any(cell.strip().isdigit() for cell in lines[0]):
         lines = lines[1:]
@@ -212,7 +192,7 @@ def read_rows(
             )
     if not lines:
         raise problem("E203", f"file '{name}' holds no values", allowed="one line", at=key)
-    return [[int(cell) for cell in cells] for cells in lines], hashlib.sha256(raw).hexdigest()
+    return [[int(cell) for cell in cells] for cells in lines], digest
 
 
 def _is_count(cell: str) -> bool:

@@ -21,21 +21,29 @@ from hil.scenario.bind import (
 from hil.scenario.expect import METRICS, Expectation, Metric
 from hil.scenario.fields import DurationPs, Id, Names, PeriodPs, Spec, as_tuple, problem
 from hil.scenario.latency import Const, Cycles, Empirical, Evidence, Latency, LogNormal, Normal
+from hil.scenario.qpu import (
+    Basis,
+    CircuitNoise,
+    CircuitSpec,
+    FourNoise,
+    GeneratedCircuit,
+    NoiseSpec,
+    QpuSpec,
+    Si1000Noise,
+    UniformNoise,
+    UserCircuit,
+)
 from hil.scenario.rack import BoardSpec, ClockSpec, RackSpec, StageSpec
 from hil.scenario.service import ByEvents, Service
 from hil.scenario.system import (
     HOPS,
-    Basis,
-    CircuitSpec,
     DecoderSpec,
     DownLinkSpec,
     FallbackReason,
     FallbackSpec,
     Hop,
     LinksSpec,
-    NoiseSpec,
     Primary,
-    QpuSpec,
     RingSpec,
     SystemSpec,
     UpLinkSpec,
@@ -205,6 +213,7 @@ __all__ = [
     "BoardSpec",
     "BoundProfile",
     "ByEvents",
+    "CircuitNoise",
     "CircuitSpec",
     "ClockSpec",
     "Const",
@@ -219,6 +228,8 @@ __all__ = [
     "FallbackReason",
     "FallbackSpec",
     "Fault",
+    "FourNoise",
+    "GeneratedCircuit",
     "Hop",
     "Latency",
     "Level",
@@ -237,11 +248,14 @@ __all__ = [
     "RunSpec",
     "Scenario",
     "Service",
+    "Si1000Noise",
     "StageSpec",
     "StallFault",
     "Stream",
     "SystemSpec",
+    "UniformNoise",
     "UpLinkSpec",
+    "UserCircuit",
     "WarmupSpec",
     "WindowSpec",
 ]

@@ -43,8 +43,8 @@ def json_schema() -> dict[str, Any]:
         for entry in model.get("properties", {}).values():
             if "patternProperties" in entry:
                 entry["additionalProperties"] = False
-    defs["CircuitSpec"]["required"].remove("basis")
-    defs["CircuitSpec"]["anyOf"] = [{"required": ["basis"]}, {"required": ["task"]}]
+    defs["GeneratedCircuit"]["required"].remove("basis")
+    defs["GeneratedCircuit"]["anyOf"] = [{"required": ["basis"]}, {"required": ["task"]}]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "hil.scenario/1",

@@ -124,7 +124,9 @@ def _out_of_range(document: Document, path: Path, entry: Any) -> Problem:  # noq
 
 
 def _discriminator(path: Path) -> str:
-    return "kind" if path and path[0] == "faults" else "dist"
+    if path and path[0] == "faults":
+        return "kind"
+    return {"circuit": "family", "noise": "model"}.get(path[-1] if path else "", "dist")
 
 
 def _missing(document: Document, path: Path, data: object) -> Problem:
@@ -142,7 +144,7 @@ def _missing(document: Document, path: Path, data: object) -> Problem:
 
 
 def _missing_choice(document: Document, path: Path) -> Problem:
-    """A fault without ``kind`` or a distribution without ``dist``."""
+    """A mapping without the key that says which of several it is."""
     kinds = allowed_values(path) or ["normal", "lognormal", "cycles", "empirical"]
     return document.problem(
         "E202",
@@ -160,7 +162,8 @@ def unknown_key(document: Document, path: Path, data: object) -> Problem:
     allowed = allowed_keys(path[:-1], data)
     fix = did_you_mean(key, allowed)
     if not fix:
-        homes = homes_of(key) + homes_of_not_built(key)
+        known = homes_of(key) + homes_of_not_built(key)
+        homes = [home for home in known if home != ".".join(path)]
         if 0 < len(homes) <= 3:
             places = [home if "." in home else "the top level" for home in homes]
             fix = f"'{key}' belongs to {' or '.join(places)}"

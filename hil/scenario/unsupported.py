@@ -13,19 +13,12 @@ from hil.scenario.keys import allowed_values
 from hil.scenario.problems import Problem
 from hil.scenario.text import Document, Path
 
-_NOISE_ARGUMENTS: Final = (
-    "after_clifford_depolarization",
-    "before_round_data_depolarization",
-    "before_measure_flip_probability",
-    "after_reset_flip_probability",
-)
-
 KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "": ("budgets", "sweep"),
     "system": ("calibration",),
     "system.qpu": ("physics", "drift"),
-    "system.qpu.circuit": ("orientation", "file", "sha256", "layout"),
-    "system.qpu.noise": ("params", *_NOISE_ARGUMENTS),
+    "system.qpu.circuit": ("orientation",),
+    "system.qpu.noise": ("params",),
     "system.rack.clocks.*": ("offset", "drift", "jitter", "asymmetry"),
     "system.rack.boards.*": ("timeout",),
     "system.decoder": ("conceal", "predecoder", "global"),
@@ -44,9 +37,8 @@ KEYS: Final[Mapping[str, tuple[str, ...]]] = {
 """Parent pattern -> keys below it that are not built."""
 
 VALUES: Final[Mapping[str, tuple[str, ...]]] = {
-    "system.qpu.circuit.family": ("ising_memory", "user_stim"),
-    "system.qpu.circuit.basis": ("alternate",),
-    "system.qpu.noise.model": ("stim4", "si1000", "ising25", "ising_scalar", "from_circuit"),
+    "system.qpu.circuit.family": ("ising_memory",),
+    "system.qpu.noise.model": ("ising25", "ising_scalar"),
     "system.rack.clocks.*.kind": ("ptp_slave",),
     "system.links.up.profile": ("rocev2-uc-send",),
     "system.links.down.profile": ("rocev2-uc-write-imm",),

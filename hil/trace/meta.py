@@ -43,6 +43,27 @@ def _utc_now() -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelMeta:
+    """One further circuit of a device whose shots take turns, with its own error model.
+
+    Attributes:
+        circuit_stim: text of the circuit.
+        dem: text of its detector error model.
+        detector_coords: float64 [D, k], stim coordinates.
+        detector_round: uint16 [D], block of the shot that carries the detector.
+        detector_slot: uint16 [D], bit of the detector within its block.
+        n_observables: O.
+    """
+
+    circuit_stim: str
+    dem: str
+    detector_coords: NDArray[np.float64]
+    detector_round: NDArray[np.uint16]
+    detector_slot: NDArray[np.uint16]
+    n_observables: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TraceMeta:
     """Static content of a trace, written before the first row.
 
@@ -73,7 +94,8 @@ class TraceMeta:
         t0_ps: rack time of the start of shot 0.
         pace: slow-down of the wall clock against the scenario clock; 0 where time is simulated.
         arrivals: ``open_loop`` or ``closed_loop``.
-        layout: qubit layout, free form.
+        layout: readout board and channel of every detector, empty where nobody said.
+        more_models: further circuits; shot ``s`` is one of model ``s % (1 + len(more_models))``.
         links: one mapping per link with its ``name`` and resolved properties.
         boards: one mapping per board with its ``name`` and resolved properties.
         matcher_id: identity of the matcher of epoch 0.
@@ -108,6 +130,7 @@ class TraceMeta:
     pace: int = 0
     arrivals: str = "open_loop"
     layout: Json = field(default_factory=dict)
+    more_models: Sequence[ModelMeta] = ()
     links: Sequence[Json] = ()
     boards: Sequence[Json] = ()
     matcher_id: str = ""
@@ -137,18 +160,20 @@ class TraceMeta:
 
     @property
     def problem_id(self) -> str:
-        """SHA-256 of what is decoded and how: circuit, model of epoch 0, decoder, noise."""
-        return sha256_text(
-            canonical_json(
-                {
-                    "circuit_sha256": sha256_text(self.circuit_stim),
-                    "dem_sha256": sha256_text(self.dem),
-                    "decoder": self.decoder,
-                    "window": self.decoder.get("window"),
-                    "noise_sha256": self.noise_sha256,
-                }
-            )
-        )
+        """SHA-256 of what is decoded and how: circuits, models of epoch 0, decoder, noise."""
+        problem: dict[str, object] = {
+            "circuit_sha256": sha256_text(self.circuit_stim),
+            "dem_sha256": sha256_text(self.dem),
+            "decoder": self.decoder,
+            "window": self.decoder.get("window"),
+            "noise_sha256": self.noise_sha256,
+        }
+        if self.more_models:
+            problem["more_models"] = [
+                [sha256_text(model.circuit_stim), sha256_text(model.dem)]
+                for model in self.more_models
+            ]
+        return sha256_text(canonical_json(problem))
 
     @property
     def noise_sha256(self) -> str:
@@ -213,23 +238,31 @@ def write_meta(
         "backend/requested_json": canonical_json(meta.requested),
         "backend/executed_json": canonical_json(meta.executed),
         "backend/fingerprint_json": canonical_json(meta.fingerprint),
-        "model/circuit_stim": meta.circuit_stim,
-        "model/circuit_sha256": sha256_text(meta.circuit_stim),
-        "model/layout_json": canonical_json(meta.layout),
     }
     for path, text in texts.items():
         group[path] = text
-    model = group["model"]
-    model["n_detectors"] = np.uint32(meta.n_detectors)
-    model["n_observables"] = np.uint32(meta.n_observables)
-    model["detector_coords"] = np.asarray(meta.detector_coords, "<f8")
-    model["detector_round"] = np.asarray(meta.detector_round, "<u2")
-    model["detector_slot"] = np.asarray(meta.detector_slot, "<u2")
+    _write_model(group.create_group("model"), meta)
+    group["model/layout_json"] = canonical_json(meta.layout)
+    for k, other in enumerate(meta.more_models, 1):
+        model = group.create_group(f"model_{k}")
+        _write_model(model, other)
+        model["dem"] = other.dem
+        model["dem_sha256"] = sha256_text(other.dem)
     for name, rows in (("links", meta.links), ("boards", meta.boards)):
         table = group.create_group(name)
         _write_texts(table, "name", [str(row["name"]) for row in rows])
         _write_texts(table, "properties_json", [canonical_json(row) for row in rows])
     write_epoch(group, 0, canonical_json(meta.params), meta.dem)
+
+
+def _write_model(group: h5py.Group, model: TraceMeta | ModelMeta) -> None:
+    group["circuit_stim"] = model.circuit_stim
+    group["circuit_sha256"] = sha256_text(model.circuit_stim)
+    group["n_detectors"] = np.uint32(len(model.detector_coords))
+    group["n_observables"] = np.uint32(model.n_observables)
+    group["detector_coords"] = np.asarray(model.detector_coords, "<f8")
+    group["detector_round"] = np.asarray(model.detector_round, "<u2")
+    group["detector_slot"] = np.asarray(model.detector_slot, "<u2")
 
 
 def write_epoch(meta_group: h5py.Group, epoch: int, params_json: str, dem: str) -> None:

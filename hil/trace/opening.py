@@ -67,6 +67,13 @@ def read_meta(file: h5py.File) -> dict[str, Any]:
         out[name] = int(model[name][()])
     for name in ("detector_coords", "detector_round", "detector_slot"):
         out[name] = model[name][:]
+    out["more_models"] = [
+        {
+            "circuit_stim": group[name]["circuit_stim"].asstr()[()],
+            "dem": group[name]["dem"].asstr()[()],
+        }
+        for name in sorted(n for n in group if n.startswith("model_"))
+    ]
     for name in ("links", "boards"):
         out[name] = [json.loads(t) for t in group[name]["properties_json"].asstr()[:]]
     return out

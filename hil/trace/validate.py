@@ -166,6 +166,11 @@ def _check_readable(trace: Trace, report: Validation) -> None:
 def _check_hashes(trace: Trace, report: Validation) -> None:
     meta = trace.handles.file["meta"]
     pairs = [("/meta/model/circuit", "circuit_stim", "circuit_sha256", meta["model"])]
+    for name in (n for n in meta if n.startswith("model_")):
+        pairs += [
+            (f"/meta/{name}/circuit", "circuit_stim", "circuit_sha256", meta[name]),
+            (f"/meta/{name}/dem", "dem", "dem_sha256", meta[name]),
+        ]
     for number, group in meta["epochs"].items():
         pairs += [
             (f"/meta/epochs/{number}/{n}", text, f"{n}_sha256", group)

@@ -77,7 +77,7 @@ def test_unforeseen_error_is_3_not_1(
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(runner, "build_circuit", broken)
+    monkeypatch.setattr(runner, "build_circuits", broken)
     assert _run(scenarios / "surface_d5.yaml", tmp_path / "a") == 3
     assert "unforeseen" in capsys.readouterr().err
 

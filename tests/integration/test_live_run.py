@@ -13,6 +13,7 @@ import pytest
 
 import hil
 from gpu_decoder.protocol import Reason
+from gpu_decoder.turns import build_turns
 from hil.rack.timeline import Status
 from hil.run import runner
 from hil.run.runner import RunOptions, RunResult, run_scenario
@@ -31,16 +32,20 @@ def _options(out: Path, loopback: tuple[str, str], *overrides: str) -> RunOption
     return RunOptions(bind="sil", out=out, overrides=[*here, *overrides])
 
 
-def test_sil_equals_mil(scenarios: Path, tmp_path: Path, loopback: tuple[str, str]) -> None:
+@pytest.mark.parametrize("basis", ["Z", "alternate"])
+def test_sil_equals_mil(
+    scenarios: Path, tmp_path: Path, loopback: tuple[str, str], basis: str
+) -> None:
     path = scenarios / "surface_d5.yaml"
-    shots = "run.shots=1200"
-    live = run_scenario(path, _options(tmp_path / "sil", loopback, shots))
-    model = run_scenario(path, RunOptions(bind="mil", out=tmp_path / "mil", overrides=[shots]))
+    what = ("run.shots=1200", f"system.qpu.circuit.basis={basis}")
+    live = run_scenario(path, _options(tmp_path / "sil", loopback, *what))
+    model = run_scenario(path, RunOptions(bind="mil", out=tmp_path / "mil", overrides=what))
     assert live.verdict is Verdict.PASS
     assert model.verdict is Verdict.PASS
     with hil.open_trace(live.trace) as a, hil.open_trace(model.trace) as b:
         left, right = a.stream("shots"), b.stream("shots")
-        for column in ("shot", "detectors_b8", "obs_true_b8", "obs_pred_b8", "failed", "fallback"):
+        columns = ("detectors_b8", "obs_true_b8", "obs_pred_b8", "failed", "fallback")
+        for column in ("shot", "basis", *columns):
             assert np.array_equal(left[column], right[column]), column
         for column in ("n_bits", "detectors_b8"):
             assert np.array_equal(a.stream("syndromes")[column], b.stream("syndromes")[column])
@@ -79,11 +84,11 @@ def _node_of(parent: int) -> int:
     raise AssertionError("no node process found")
 
 
-def _run_killed(scenarios: Path, out: Path, loopback: tuple[str, str], then: str) -> RunResult:
-    return run_scenario(
-        scenarios / "surface_d5.yaml",
-        _options(out, loopback, "run.shots=1500", f"system.decoder.on_node_lost={then}"),
-    )
+def _run_killed(
+    scenarios: Path, out: Path, loopback: tuple[str, str], then: str, *overrides: str
+) -> RunResult:
+    common = ("run.shots=1500", f"system.decoder.on_node_lost={then}")
+    return run_scenario(scenarios / "surface_d5.yaml", _options(out, loopback, *common, *overrides))
 
 
 def test_node_killed_run_fails_and_trace_is_valid(
@@ -111,10 +116,15 @@ def test_node_killed_run_goes_on_in_process(
     scenarios: Path, tmp_path: Path, loopback: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed = _kill_node_after(300, monkeypatch)
-    result = _run_killed(scenarios, tmp_path / "run", loopback, "in_process")
+    alternate = "system.qpu.circuit.basis=alternate"
+    result = _run_killed(scenarios, tmp_path / "run", loopback, "in_process", alternate)
     assert killed
     with hil.open_trace(result.trace) as trace:
         shots, decodes = trace.stream("shots"), trace.stream("decodes")
+        dems = [trace.epoch(0)["dem"], trace.meta["more_models"][0]["dem"]]
+    turns = build_turns("pymatching_corr", dems)
+    answers = turns.decode_batch(shots["detectors_b8"], shots["shot"].astype(np.int64))
+    assert np.array_equal(shots["obs_pred_b8"], answers.predictions_b8), "each by its own model"
     assert np.array_equal(shots["shot"], np.arange(1500)), "every shot once"
     lost = shots["fallback"] == Reason.DEVICE_LOST
     assert lost.sum() > 500

@@ -177,7 +177,7 @@ def model() -> str:
 
 
 def test_a_worker_decodes_stalls_reports_and_ends_with_its_pipe() -> None:
-    setup = WorkerSetup("pymatching", model(), 6, 1)
+    setup = WorkerSetup("pymatching", (model(),), 6, 1)
     worker = WorkerProcess(setup)
     try:
         ready = worker.wait_ready(60)

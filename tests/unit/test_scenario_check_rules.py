@@ -82,16 +82,25 @@ def test_least_shots_of_a_quantile(quantile: float, confidence: float) -> None:
     ],
 )
 def test_channel_ranges(text: str, ranges: list[ChannelRange]) -> None:
-    assert channel_ranges(text, 12) == ranges
+    assert channel_ranges(text, {"x_check": 12, "z_check": 12}) == ranges
+
+
+def test_a_kind_without_checks_has_an_empty_channel() -> None:
+    checks = {"x_check": 0, "z_check": 4}
+    assert channel_ranges("x_check[:]", checks) == [ChannelRange("x_check", 0, 0)]
+    assert channel_ranges("all", checks)[1] == ChannelRange("z_check", 0, 4)
+    for text in ("x_check[0]", "x_check[0:0]", "x_check[:1]"):
+        with pytest.raises(IndexError):
+            channel_ranges(text, checks)
 
 
 @pytest.mark.parametrize("text", ["x_check[12]", "x_check[0:13]", "x_check[5:5]", "x_check[6:2]"])
 def test_channels_outside(text: str) -> None:
     with pytest.raises(IndexError):
-        channel_ranges(text, 12)
+        channel_ranges(text, {"x_check": 12, "z_check": 12})
 
 
 @pytest.mark.parametrize("text", ["x_check", "x_check[]", "x_check[-1]", "data[0]", "X[:]", ""])
 def test_no_channels(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
-        channel_ranges(text, 12)
+        channel_ranges(text, {"x_check": 12, "z_check": 12})

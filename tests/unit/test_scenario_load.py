@@ -64,7 +64,7 @@ def test_values(tmp_path: Path) -> None:
     qpu = scenario.system.qpu
     assert (qpu.circuit.distance, qpu.circuit.rounds, qpu.n_blocks) == (5, 4, 5)
     assert (qpu.circuit.basis, qpu.circuit.task) == ("X", "surface_code:rotated_memory_x")
-    assert (qpu.circuit.code, qpu.circuit.checks_per_basis) == ("surface_code:rotated_memory", 12)
+    assert (qpu.circuit.code, qpu.circuit.checks["x_check"]) == ("surface_code:rotated_memory", 12)
     assert (qpu.round_period_ps, qpu.shot_period_ps) == (1_100_000, 10_000_000)
     rack = scenario.system.rack
     assert rack.clocks["fpga"].freq_hz == Fraction(322_265_625)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -19,8 +20,10 @@ ONLY_BY_OPTION = {"E402"}
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
-def test_broken_file_gives_exact_message(case: dict[str, str], tmp_path: Path) -> None:
+def test_broken_file_gives_exact_message(case: dict[str, Any], tmp_path: Path) -> None:
     assert BASE.count(case["old"]) == 1
+    for name, text in case.get("files", {}).items():
+        (tmp_path / name).write_bytes(text.encode("latin-1"))
     path = tmp_path / "scenario.yaml"
     path.write_text(BASE.replace(case["old"], case["new"]))
     with pytest.raises(ScenarioErrors) as info:

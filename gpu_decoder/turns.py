@@ -1,0 +1,71 @@
+"""Decoders of one role when shots of several models take turns: shot s is one of model s % n."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpu_decoder.build import build_decoder
+from gpu_decoder.protocol import DecodedBatch, Decoder, GlobalDecoder, I64Array, U8Array
+
+
+@dataclass(frozen=True)
+class TurnDecoders:
+    """One decoder per model, all of one kind.
+
+    Attributes:
+        decoders: shot ``s`` is decoded by ``decoders[s % len(decoders)]``.
+    """
+
+    decoders: tuple[Decoder, ...]
+
+    @property
+    def kind(self) -> GlobalDecoder:
+        """The decoder that runs."""
+        return self.decoders[0].kind
+
+    @property
+    def n_detectors(self) -> int:
+        """D of every model."""
+        return self.decoders[0].n_detectors
+
+    @property
+    def n_observables(self) -> int:
+        """O of every model."""
+        return self.decoders[0].n_observables
+
+    def of(self, shot: int) -> Decoder:
+        """The decoder of one shot."""
+        return self.decoders[shot % len(self.decoders)]
+
+    def decode_batch(self, detectors_b8: U8Array, shots: I64Array) -> DecodedBatch:
+        """Decode uint8 [n, ceil(D/8)], rows of the shots int64 [n], one call per model."""
+        if len(self.decoders) == 1:
+            return self.decoders[0].decode_batch(detectors_b8)
+        predictions = np.zeros((shots.size, -(-self.n_observables // 8)), dtype=np.uint8)
+        for k, decoder in enumerate(self.decoders):
+            rows = np.flatnonzero(shots % len(self.decoders) == k)
+            if rows.size:
+                decoded = decoder.decode_batch(np.ascontiguousarray(detectors_b8[rows]))
+                predictions[rows] = decoded.predictions_b8
+        return DecodedBatch(predictions, None, None, self.kind)
+
+    def fingerprint(self) -> dict[str, str]:
+        """What answers: that of the first model, and the SHA-256 of the further ones' texts."""
+        first, *others = (decoder.fingerprint() for decoder in self.decoders)
+        return first | {f"dem_sha256_{k}": f["dem_sha256"] for k, f in enumerate(others, 1)}
+
+
+def build_turns(kind: str, dem_texts: Sequence[str]) -> TurnDecoders:
+    """Build the decoder called ``kind`` once per detector error model.
+
+    Raises:
+        ValueError: ``kind`` is unknown, a model does not suit it, or the models differ in shape.
+    """
+    decoders = tuple(build_decoder(kind, text) for text in dem_texts)
+    shapes = sorted({(d.n_detectors, d.n_observables) for d in decoders})
+    if len(shapes) != 1:
+        raise ValueError(f"models of (detectors, observables) {shapes}, allowed: all alike")
+    return TurnDecoders(decoders)
