@@ -114,6 +114,10 @@ class Door:
             done = Decode(1, 2, b"\0\0")
             self._server._do(self.session.primary_done(self._worker.shot, done, 3))
 
+    def sent(self) -> int:
+        """Replies sent so far."""
+        return self.endpoint._sent
+
     def owned(self) -> bytes:
         """One byte per slot: 1 = owned by the session."""
         return bytes(self.endpoint._receiver._owned)
@@ -449,6 +453,7 @@ class Watch:
         """
         self._frames += 1
         link, fate, changes = self.oracle.judge(data, self.door.owned())
+        sent = self.door.sent()
         try:
             reached = self.door.feed(data)
         except Exception as error:
@@ -459,6 +464,9 @@ class Watch:
             slot, payload = self.oracle.stored
             at = CANARY + slot * self.door.stride
             self._model[at : at + len(payload)] = payload
+        replied = self.door.sent() != sent
+        if replied and fate.startswith("bad_") and not _trustworthy(self.oracle, data):
+            raise Violation(f"reply to a damaged message, oracle: {fate} by {data.hex()}")
         if reached:
             state = self.door.state()
             if state != self._state and not changes:
@@ -504,6 +512,14 @@ class Watch:
         wrong = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
         if wrong or got["bad_request"] < self.fates["bad_request"]:
             raise Violation(f"counted and expected differ: {wrong}")
+
+
+def _trustworthy(oracle: Oracle, data: bytes) -> bool:
+    """Whether the message that the oracle judged last has a right end-to-end CRC."""
+    message = oracle.stored[1] if oracle.stored else data[_PAYLOAD_AT[data[0]] : -4]
+    end = 24 + int.from_bytes(message[8:12], "little")
+    crc = int.from_bytes(message[end - 4 : end], "little")
+    return 40 <= end <= len(message) and crc == zlib.crc32(message[CRC_AT : end - 4])
 
 
 @dataclass
