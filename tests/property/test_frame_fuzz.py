@@ -1,7 +1,7 @@
 """Hostile frames through receiver, intake and session: nothing moves that must not move.
 
 Every frame is compared with an independent oracle (``tools/fuzz.py``): cause of its drop, memory,
-canaries, state of the session. 100,000 mutations here, 1e6 in the slow lane and in ``make soak``.
+canaries, state of the session. 100,000 mutations and 5,000 examples here, 1e6 mutations in ``make soak``.
 """
 
 from __future__ import annotations
@@ -36,13 +36,6 @@ def assert_everything_was_hit(tally: fuzz.Tally) -> None:
 def test_100_thousand_mutations() -> None:
     tally = fuzz.campaign(100_000, SEED)
     assert tally.frames >= 100_000
-    assert_everything_was_hit(tally)
-
-
-@pytest.mark.slow
-def test_a_million_mutations() -> None:
-    tally = fuzz.campaign(1_000_000, SEED + 1)
-    assert tally.frames >= 1_000_000
     assert_everything_was_hit(tally)
 
 
