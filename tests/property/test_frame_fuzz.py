@@ -1,7 +1,8 @@
 """Hostile frames through receiver, intake and session: nothing moves that must not move.
 
 Every frame is compared with an independent oracle (``tools/fuzz.py``): cause of its drop, memory,
-canaries, state of the session. 100,000 mutations and 5,000 examples here, 1e6 mutations in ``make soak``.
+canaries, state of the session. 100,000 mutations and 5,000 examples here, 1e6 mutations in
+``make soak``.
 """
 
 from __future__ import annotations
