@@ -169,8 +169,11 @@ def _find(victim: str, leader: int) -> int | None:
 
 
 def _orphans(leader: int) -> tuple[str, ...]:
-    """What still runs two seconds after the run has ended; it is ended here."""
-    end = time.monotonic() + 2.0
+    """What still runs ten seconds after the run has ended; it is ended here.
+
+    A child that is still importing has not asked the kernel yet to tell it of its parent's death.
+    """
+    end = time.monotonic() + 10.0
     while _session(leader) and time.monotonic() < end:
         time.sleep(0.02)
     left = _session(leader)
@@ -200,6 +203,7 @@ def _examine(
     victim: str, status: int, run: Path, counts: tuple[int, int, int], said: str,
     orphans: tuple[str, ...], left: tuple[str, ...],
 ) -> Found:  # fmt: skip
+    from hil.errors import TraceError
     from hil.trace.reader import open_trace
     from hil.trace.recover import recover
     from hil.trace.validate import validate_trace
@@ -211,7 +215,13 @@ def _examine(
     if dead and part.exists():
         if final.exists():
             faults.append("both a live and a final trace")
-        final = recover(part)
+        try:
+            final = recover(part)
+        except TraceError:
+            if begun:
+                raise
+            # Killed while it made the file: nothing was committed, and recovery says so.
+            return Found(victim, status, asked, accepted, 0, 0, 0.0, orphans, left, tuple(faults))
     if not final.exists():
         gone = (*faults, "no trace")
         return Found(victim, status, asked, accepted, 0, begun, 0.0, orphans, left, gone)
