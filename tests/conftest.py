@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +22,20 @@ def _net_raw() -> str:
     return ""
 
 
-CAPABILITIES: dict[str, Callable[[], str]] = {"net_raw": _net_raw}
+def _tmpfs() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as error:
+            return f"mount cannot be started: {error}"
+        if done.returncode:
+            return f"tmpfs cannot be mounted: {done.stderr.strip()}"
+        subprocess.run(["umount", folder], check=True)
+    return ""
+
+
+CAPABILITIES: dict[str, Callable[[], str]] = {"net_raw": _net_raw, "tmpfs": _tmpfs}
 """Capability -> probe that returns why it is missing, or an empty text."""
 
 

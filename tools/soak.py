@@ -1,69 +1,189 @@
-"""Long acceptance runs. Writes ``docs/soak.md``; commit it with the change that it belongs to.
+"""Long acceptance runs. Each one writes its section of ``docs/soak.md``; commit it with its change.
 
-* a virtual run of 1e7 rounds at record level ``shots``: its peak memory;
-* ``hil bench model``: all ratios.
+``python tools/soak.py`` runs all, ``--only NAME`` (any number of times) some of them:
+
+* ``memory``: 1e7 rounds, virtual, record level ``shots``: peak memory;
+* ``clean``: 1e8 rounds without a fault in ``mil``: no alarm, flat memory;
+* ``crash``: SIGKILL of every process of a run at 20 random moments each;
+* ``fuzz``: 1e6 mutated frames through the node's door;
+* ``bench``: ``hil bench model``, all ratios.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROUNDS = 10_000_000
+PAGE = ROOT / "docs" / "soak.md"
+SCENARIO = ROOT / "scenarios" / "surface_d5.yaml"
+ROUNDS_PER_SHOT = 5
 LIMIT_BYTES = 1_000_000_000
+FLAT = 0.05
 GOALS = {5: 0.55, 7: 0.70, 13: 0.85}
+KILLS = 20
+FUZZED, FUZZ_SEED = 1_000_000, 1
 
 
-def long_run() -> dict[str, float]:
-    """Run 1e7 rounds in a process of its own; returns wall time and peak memory."""
+@dataclass(frozen=True)
+class LongRun:
+    """A virtual run in a process of its own.
+
+    Attributes:
+        exit: exit code.
+        seconds: wall time.
+        peak_bytes: largest resident size.
+        rss_bytes: resident size, sampled every half second.
+        trace_bytes: size of the trace.
+        report: its ``report.json``.
+    """
+
+    exit: int
+    seconds: float
+    peak_bytes: int
+    rss_bytes: Sequence[int]
+    trace_bytes: int
+    report: dict[str, object]
+
+
+def long_run(rounds: int) -> LongRun:
+    """Run ``rounds`` rounds at record level ``shots``."""
     with tempfile.TemporaryDirectory(prefix="hil-soak-") as folder:
         command = [
-            sys.executable, "-m", "hil", "run", str(ROOT / "scenarios" / "surface_d5.yaml"),
+            sys.executable, "-m", "hil", "run", str(SCENARIO),
             "--bind", "mil", "--out", f"{folder}/run", "--quiet",
-            "--set", f"run.shots={ROUNDS // 5}", "--set", "run.record.level=shots",
+            "--set", f"run.shots={rounds // ROUNDS_PER_SHOT}",
+            "--set", "run.record.level=shots", "--set", "run.wall=2h",
         ]  # fmt: skip
         begin = time.monotonic()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        _pid, status, usage = os.wait4(process.pid, 0)
-        return {
-            "seconds": time.monotonic() - begin,
-            "peak_bytes": usage.ru_maxrss * 1024,
-            "exit": os.waitstatus_to_exitcode(status),
-            "trace_bytes": Path(folder, "run", "trace.h5").stat().st_size,
-        }
+        samples = []
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
+            samples.append(_resident_bytes(process.pid))
+            time.sleep(0.5)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        return LongRun(
+            exit=process.returncode,
+            seconds=time.monotonic() - begin,
+            peak_bytes=usage.ru_maxrss * 1024,
+            rss_bytes=samples,
+            trace_bytes=Path(folder, "run", "trace.h5").stat().st_size,
+            report=json.loads(Path(folder, "run", "report.json").read_text()),
+        )
 
 
-def bench() -> dict[str, object]:
+def _resident_bytes(pid: int) -> int:
+    pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def memory() -> str:
+    """Peak memory of 1e7 rounds."""
+    run = long_run(10_000_000)
+    met = _met(run.peak_bytes <= LIMIT_BYTES and run.exit == 0)
+    return _paragraph(
+        f"`{SCENARIO.name} --bind mil`, 2,000,000 shots of 5 rounds: exit {run.exit},",
+        f"{run.seconds:.0f} s, peak memory {_mb(run.peak_bytes)} (limit {_mb(LIMIT_BYTES)}:",
+        f"{met}), trace {_mb(run.trace_bytes)}.",
+    )
+
+
+def clean() -> str:
+    """1e8 rounds without a fault: verdict, counts, memory at 20 % and later."""
+    run = long_run(100_000_000)
+    n = len(run.rss_bytes)
+    early, late = run.rss_bytes[n // 5], run.rss_bytes[n * 9 // 10]
+    most = max(run.rss_bytes[n // 5 : n * 9 // 10])
+    listed = run.report["counts"]  # a value is None where mil has nothing that could count it
+    counts = [c["value"] for c in listed if c["value"] is not None]  # type: ignore[attr-defined]
+    alarms = sum(counts)
+    met = _met(run.exit == 0 and not alarms and most / early - 1 <= FLAT)
+    return _paragraph(
+        f"`{SCENARIO.name} --bind mil`, 20,000,000 shots of 5 rounds, record level `shots`:",
+        f"exit {run.exit}, verdict {run.report['verdict']}, {run.seconds:.0f} s. Alarms (sum of",
+        f"{len(counts)} counts that a sound chain keeps at 0): {alarms}. Resident memory:",
+        f"{_mb(early)} at 20 % of the time, {_mb(late)} at 90 %, at most {_mb(most)} in between;",
+        f"peak of the whole run, rewrite included, {_mb(run.peak_bytes)}. Goal (exit 0, no alarm,",
+        f"growth <= {100 * FLAT:.0f} %): {met}.",
+    )
+
+
+def crashes() -> str:
+    """Every victim killed at ``KILLS`` random moments."""
+    import crash
+
+    table, found = crash.table(KILLS)
+    bad = [f for f in found if f.faults or f.orphans or f.left or f.commits_lost > 1]
+    prose = _paragraph(
+        "SIGKILL at random moments (seeded) between the creation of the trace and its end.",
+        "`writer` is a virtual run at full speed: shots in memory are those that its queue held.",
+        "Where the runner died, its live trace was recovered; where it lived, it ended with exit",
+        "3, a trace",
+        "of every shot that its recorder had accepted, and a report that names the victim and the",
+        "number of shots that were not run. The bits of every trace are compared with",
+        "the sampler's.",
+        f"Kills that broke a rule: {len(bad)} of {len(found)}.",
+    )
+    return f"{prose}\n{table}"
+
+
+def fuzzed() -> str:
+    """Mutated frames through receiver, intake and session."""
+    import fuzz
+
+    begin = time.monotonic()
+    tally = fuzz.campaign(FUZZED, FUZZ_SEED)
+    seconds = time.monotonic() - begin
+    fates = sorted(tally.fates.items(), key=lambda item: -item[1])
+    rows = "".join(f"| {name} | {count:,} |\n" for name, count in fates if name)
+    prose = _paragraph(
+        f"{tally.frames:,} mutations (seed {FUZZ_SEED}; {tally.sealed:,} with a repaired ICRC)",
+        f"among {tally.client_frames:,} valid frames in {seconds:.0f} s: no exception, every fate",
+        "as an independent oracle says, memory and canaries as they must be, no change of the",
+        f"session by a refused frame. {tally.intact_shots:,} shots assembled in the rounds without",
+        "forged CRCs, all with the client's bits. Fates, first at the link, then at the session:",
+    )
+    return f"{prose}\n| fate | frames |\n|---|---|\n{rows}"
+
+
+def _paragraph(*parts: str) -> str:
+    return textwrap.fill(" ".join(parts), 100, break_on_hyphens=False) + "\n"
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.0f} MB"
+
+
+def _met(condition: bool) -> str:
+    return "met" if condition else "NOT met"
+
+
+def bench() -> str:
     """All rows of ``hil bench model``."""
     done = subprocess.run(
         [sys.executable, "-m", "hil", "bench", "model", "--json"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    data: dict[str, object] = json.loads(done.stdout)
-    return data
+    rows: list[dict[str, float]] = json.loads(done.stdout)["rows"]
+    return _BENCH + "".join(_row(row) for row in rows)
 
 
-HEAD = """\
-# Long acceptance runs
-
-Written by `make soak` on {date}: {machine}, {cores} cores, Python {python}. Ratios are measured
-side by side in one run; rates are of this machine.
-
-## 1e7 rounds, virtual, record level shots
-
-`scenarios/surface_d5.yaml --bind mil`, {shots:,} shots of 5 rounds: exit {exit:.0f},
-{seconds:.0f} s, peak memory {peak:.0f} MB (limit {limit:.0f} MB: {met}), trace {trace:.0f} MB.
-
-## Speed of the model
-
+_BENCH = """\
 One core, p = 0.003, rounds = distance, finite ring, deadline, about 1 % fallbacks, primary
 `pymatching_corr` on both sides. a: bare detector sampler + `decode_batch`; b: virtual run at level
 `shots` with close, rewrite and verdict; c: the same at level `rounds`.
@@ -71,24 +191,6 @@ One core, p = 0.003, rounds = distance, finite ring, deadline, about 1 % fallbac
 | d | shots | a, shots/s | b / a | goal | c / a | overhead, us/shot | fallbacks |
 |---|---|---|---|---|---|---|---|
 """
-
-
-def page(run: dict[str, float], rows: list[dict[str, float]]) -> str:
-    """The document."""
-    head = HEAD.format(
-        date=f"{datetime.now(tz=UTC):%Y-%m-%d}",
-        machine=platform.machine(),
-        cores=os.cpu_count(),
-        python=platform.python_version(),
-        shots=ROUNDS // 5,
-        exit=run["exit"],
-        seconds=run["seconds"],
-        peak=run["peak_bytes"] / 1e6,
-        limit=LIMIT_BYTES / 1e6,
-        met="met" if run["peak_bytes"] <= LIMIT_BYTES and run["exit"] == 0 else "NOT met",
-        trace=run["trace_bytes"] / 1e6,
-    )
-    return head + "".join(_row(row) for row in rows)
 
 
 def _row(row: dict[str, float]) -> str:
@@ -106,13 +208,51 @@ def _row(row: dict[str, float]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
-def main() -> int:
-    """Run everything and write the page."""
-    run = long_run()
-    rows = bench()["rows"]
-    text = page(run, rows)  # type: ignore[arg-type]
-    (ROOT / "docs" / "soak.md").write_text(text)
-    print(text)
+SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
+    "memory": ("1e7 rounds, virtual, record level shots", memory),
+    "clean": ("1e8 clean rounds", clean),
+    "crash": ("Killed at random moments", crashes),
+    "fuzz": ("Hostile frames", fuzzed),
+    "bench": ("Speed of the model", bench),
+}
+"""Name -> title and what makes the body, in the order of the page."""
+
+HEAD = """\
+# Long acceptance runs
+
+Written by `make soak`; one section alone: `python tools/soak.py --only NAME`. Ratios are measured
+side by side in one run; rates are of the machine named.
+"""
+
+
+def section(name: str) -> str:
+    """Run one section; its text with title and machine."""
+    title, make = SECTIONS[name]
+    body = make()
+    machine = (
+        f"{datetime.now(tz=UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores,"
+        f" Python {platform.python_version()}."
+    )
+    return f"## {title}\n\n{machine}\n\n{body}"
+
+
+def page(before: str, new: dict[str, str]) -> str:
+    """The page with the sections ``new`` (by title) put in or replaced."""
+    parts = re.split(r"^(?=## )", before, flags=re.MULTILINE)[1:]
+    old = {part[3:].partition("\n")[0]: part.rstrip() + "\n" for part in parts}
+    titles = [title for title, _ in SECTIONS.values()]
+    found = old | new
+    return "\n".join([HEAD, *(found[title] for title in titles if title in found)])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the sections asked for; each is written as soon as it is done."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", action="append", choices=SECTIONS, metavar="NAME")
+    for name in parser.parse_args(arguments).only or SECTIONS:
+        text = section(name)
+        PAGE.write_text(page(PAGE.read_text() if PAGE.exists() else "", {SECTIONS[name][0]: text}))
+        print(text, flush=True)
     return 0
 
 

@@ -70,6 +70,8 @@ def run(
         typer.echo(report_json.render(result.document))
     else:
         terminal.show(result.document, Console())
-        if not quiet:
+        if not quiet and not result.unwritten:
             errors.print(f"results: {result.directory}", soft_wrap=True, highlight=False)
+    if result.unwritten:
+        typer.echo(f"error: {result.unwritten}", err=True)
     raise typer.Exit(result.exit_code)

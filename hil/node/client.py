@@ -108,15 +108,19 @@ class RackClient:
         try:
             self._stamps = StampReader(path)
             self._stack.callback(self._stamps.close)
+            stamps = os.open(path, os.O_RDWR)
+        finally:
+            path.unlink()  # at once: a kill while the node starts must leave nothing behind
+        try:
             launch = Launch(
                 config=config,
                 peer=Peer(**asdict(address)),
-                stamp_path=str(path),
+                stamp_path=f"/proc/self/fd/{stamps}",
                 parent_pid=os.getpid(),
             )
-            self._node = NodeProcess(launch, timeout_s=start_timeout_s)
+            self._node = NodeProcess(launch, timeout_s=start_timeout_s, pass_fds=(stamps,))
         finally:
-            path.unlink()  # both sides have it mapped; nothing is left behind whatever happens
+            os.close(stamps)
         self._stack.callback(self._node.close)
         self._endpoint.connect(self._node.peer)
 

@@ -24,6 +24,7 @@ from hil.wire.rpc import (
     RpcError,
     Status,
     build_response,
+    is_intact,
     pad,
     parse_request,
     peek_request,
@@ -171,12 +172,9 @@ class Intake:
         return Reply(pad(build_response(response)), shot)
 
     def _refuse_unparsed(self, data: memoryview, error: RpcError) -> Reply | None:
-        if error.cause in ("magic", "envelope_crc"):
+        if not is_intact(data):
             return None  # not a request, or its request_id cannot be trusted
-        try:
-            header = peek_request(data)
-        except RpcError:
-            return None
+        header = peek_request(data)
         status = PROTOCOL_ERROR if error.cause == "function" else Status.BAD_REQUEST
         return self.reply_to(header.request_id, header.ptp_timestamp, status)
 

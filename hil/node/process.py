@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import IO, Any, Final, cast
 
 from hil.errors import NodeError
@@ -29,16 +30,21 @@ class NodeProcess:
     Args:
         launch: the line that starts it.
         timeout_s: limit for the READY line (the decoders are built and warmed before it).
+        pass_fds: descriptors that the node inherits.
 
     Raises:
         NodeError: it did not become ready; with what it wrote to standard error.
     """
 
-    def __init__(self, launch: Launch, *, timeout_s: float) -> None:
+    def __init__(self, launch: Launch, *, timeout_s: float, pass_fds: Sequence[int] = ()) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self._buffer = b""
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
+            COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            pass_fds=pass_fds,
         )
         self._stdin = cast("IO[bytes]", self._process.stdin)
         self._stdout = cast("IO[bytes]", self._process.stdout)

@@ -71,10 +71,10 @@ class Session:
 
     def message(self, data: memoryview, slot: int, t_rx_ps: int, now_ps: int) -> list[Action]:
         """A message lies in ``slot`` and is visible at ``now_ps``; the slot is owned."""
-        self._last_frame_ps = now_ps
         read = self._intake.admit(data, slot)
         if isinstance(read, Rejected):
             return [Release((slot,)), *((read.reply,) if read.reply else ())]
+        self._last_frame_ps = now_ps  # what is refused does not put the gap timeout off
         request = read.request
         if isinstance(request, ResetDecoder):
             self._count["reset"] += 1
@@ -89,10 +89,10 @@ class Session:
 
     def refused(self, header: bytes, slot: int, now_ps: int) -> list[Action]:
         """A frame found ``slot`` owned: nothing was stored, only its header is known."""
-        self._last_frame_ps = now_ps
         read = self._intake.admit_header(header, slot)
         if isinstance(read, Rejected):
             return []
+        self._last_frame_ps = now_ps
         actions: list[Action] = []
         shot = self._open(read.counter // self._per_shot, actions)
         full = Fault(Status.BUSY, Reason.QUEUE_FULL)

@@ -65,7 +65,7 @@ def shot_dtype(prediction_bytes: int) -> np.dtype[np.void]:
 def create_stamp_file(n_frames: int, n_shots: int, prediction_bytes: int) -> Path:
     """Create a stamp file of that capacity in shared memory (or the temporary directory).
 
-    The creator unlinks it as soon as both sides have it mapped.
+    The creator unlinks it as soon as it has it open; the node inherits the descriptor.
 
     Raises:
         NodeError: there is no room for it.

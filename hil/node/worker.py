@@ -8,6 +8,7 @@ JSON (``WorkerReady`` or an error); then ``JOB`` + packed detectors in, ``DONE``
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -81,8 +82,9 @@ class WorkerProcess:
         )
         child.close()
         self._kind = setup.kind
-        self._connection.send_bytes(json.dumps(asdict(setup)).encode())
         self.busy = False
+        with contextlib.suppress(OSError):  # dead already: wait_ready says so
+            self._connection.send_bytes(json.dumps(asdict(setup)).encode())
 
     @property
     def pid(self) -> int:
@@ -104,17 +106,23 @@ class WorkerProcess:
             raise NodeError("not ready in time", where=where, allowed=f"{timeout_s:g} s")
         try:
             reply: dict[str, dict[str, str]] = json.loads(self._connection.recv_bytes())
-        except EOFError:
-            code = self._process.wait()
-            raise NodeError("died while it started", where=where, got=f"exit {code}") from None
+        except (EOFError, OSError):
+            raise self._died("died while it started") from None
         if "error" in reply:
             raise NodeError("cannot build its decoder", where=where, got=str(reply["error"]))
         return reply["ready"]
 
     def start(self, shot: int, detectors_b8: bytes, extra_ps: int) -> None:
-        """Hand over one shot; the worker must be idle."""
+        """Hand over one shot; the worker must be idle.
+
+        Raises:
+            NodeError: the worker died.
+        """
         self.busy = True
-        self._connection.send_bytes(JOB.pack(shot, extra_ps) + detectors_b8)
+        try:
+            self._connection.send_bytes(JOB.pack(shot, extra_ps) + detectors_b8)
+        except OSError:
+            raise self._died("died") from None
 
     def receive(self) -> Answer:
         """Take one answer (``fileno`` is readable).
@@ -125,16 +133,17 @@ class WorkerProcess:
         try:
             data = self._connection.recv_bytes()
         except (EOFError, OSError):
-            code = self._process.wait()
-            raise NodeError(
-                "died", where=f"decode worker {self._kind}", got=f"exit {code}"
-            ) from None
+            raise self._died("died") from None
         self.busy = False
         shot, start_ps, end_ps, good = DONE.unpack_from(data)
         rest = data[DONE.size :]
         if good:
             return Answer(shot, start_ps, end_ps, rest, "")
         return Answer(shot, start_ps, end_ps, b"", rest.decode())
+
+    def _died(self, what: str) -> NodeError:
+        code = self._process.wait()
+        return NodeError(what, where=f"decode worker {self._kind}", got=f"exit {code}")
 
     def close(self) -> None:
         """End of file for the worker, then kill what is still there, and reap."""

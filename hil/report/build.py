@@ -78,7 +78,7 @@ def _headline(verdict: Verdict, judgements: Sequence[Judgement]) -> str:
     of = {v: [j for j in judgements if j.verdict is v] for v in Verdict}
     total = len(judgements)
     if verdict is Verdict.RIG_ERROR:
-        first = of[verdict][0]
+        first = min(of[verdict], key=lambda j: j.metric != "rig")  # the cause before its effects
         more = f" (and {len(of[verdict]) - 1} more)" if len(of[verdict]) > 1 else ""
         return f"The rig failed, nothing is proved: {first.id}: {first.reason}{more}"
     if verdict is Verdict.FAIL:

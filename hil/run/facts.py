@@ -64,7 +64,7 @@ def build_document(outcome: Outcome) -> Document:
         not_tested=_not_tested(rig),
         labels=(*rig.remarks, *_bases(rig), *(str(w) for w in rig.loaded.warnings)),
         files=(
-            ("trace", "trace.h5"),
+            ("trace", outcome.trace.name),
             ("report (data)", "report.json"),
             ("JUnit", "junit.xml"),
             ("report (page)", "report.html"),

@@ -7,6 +7,7 @@ keeps a few of them ready.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import signal
 import subprocess
@@ -192,11 +193,14 @@ class Feeder:
     def _receive_one(self) -> Chunk | BaseException | None:
         try:
             received: Chunk | BaseException | None = self._pipe.recv()
-        except (EOFError, OSError) as error:
+        except (EOFError, OSError):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_JOIN_S)
             return RigError(
-                "the feeder process ended early",
-                got=f"exit code {self._process.poll()}, {error!r}",
-                fix="see its message on standard error",
+                "the feeder process, which samples and models the rack, ended early",
+                where=f"feeder pid {self._process.pid}",
+                got=f"exit code {self._process.returncode}",
+                fix="see its message on standard error; a negative code is a signal",
             )
         return received
 

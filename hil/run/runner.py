@@ -75,11 +75,13 @@ class RunResult:
     directory: Path
     trace: Path
     content_id: str
+    unwritten: str = ""
+    """Why a report file could not be written; empty if all are there."""
 
     @property
     def exit_code(self) -> int:
         """Exit code of the command line."""
-        return exit_code(self.verdict)
+        return RigError.exit_code if self.unwritten else exit_code(self.verdict)
 
 
 @dataclass
@@ -138,9 +140,13 @@ def run_scenario(path: Path, options: RunOptions | None = None) -> RunResult:
     loaded = load_scenario(path, bind=options.bind, overrides=options.overrides)
     outcome = execute(loaded, options)
     document = facts.build_document(outcome)
-    facts.write_reports(document, outcome.directory)
+    unwritten = ""
+    try:
+        facts.write_reports(document, outcome.directory)
+    except RigError as error:
+        unwritten = error.message
     return RunResult(
-        outcome.verdict, document, outcome.directory, outcome.trace, outcome.content_id
+        outcome.verdict, document, outcome.directory, outcome.trace, outcome.content_id, unwritten
     )
 
 
@@ -151,7 +157,7 @@ def execute(loaded: Loaded, options: RunOptions) -> Outcome:
     directory = _directory(loaded, options.out)
     meta = build_meta(rig)
     batches = _driver(rig, meta.widths)
-    directory.mkdir(parents=True, exist_ok=True)
+    _make(directory)
     record = loaded.scenario.run.record
     writer = TraceWriter.create(
         directory / "trace.h5",
@@ -163,11 +169,8 @@ def execute(loaded: Loaded, options: RunOptions) -> Outcome:
     )
     with writer:
         _drive(rig, batches, writer, meta, options.progress)
-        judgements = _judge(rig)
-        trace = writer.close(
-            facts.exit_status(run_verdict(judgements)),
-            extras(rig.metrics, judgements),
-        )
+        _settle(rig)
+        judgements, trace = _close(rig, writer)
     wall_s = time.monotonic() - begin
     return Outcome(rig, meta, judgements, directory, trace, writer.content_id, wall_s)
 
@@ -322,7 +325,7 @@ def _drive(
         raise
     except HilError as error:
         rig.rig_errors.append(error.message)
-    if writer.overflow:
+    if writer.overflow and not writer.failed:
         rig.rig_errors.append(f"the recorder lost {writer.overflow} rows: the trace has gaps")
     if rig.lost_node and not rig.rig_errors:
         if scenario.system.decoder.on_node_lost == "fail":
@@ -345,19 +348,50 @@ def _check_wall(rig: Rig) -> None:
         )
 
 
-def _judge(rig: Rig) -> list[Judgement]:
+def _close(rig: Rig, writer: TraceWriter) -> tuple[list[Judgement], Path]:
+    """Judgements and trace: the final file, or the live one if the disk refuses the final one."""
+    judgements = _judge(rig)
+    try:
+        trace = writer.close(
+            facts.exit_status(run_verdict(judgements)), extras(rig.metrics, judgements)
+        )
+    except HilError as error:
+        if error.message not in rig.rig_errors:
+            rig.rig_errors.append(error.message)
+        return _judge(rig), writer.part
+    return judgements, trace
+
+
+def _settle(rig: Rig) -> None:
+    """Add the counts of the whole run to its metrics; name the shots that were not run."""
     scenario = rig.loaded.scenario
     rig.metrics.add_counts(rig.audit.counts)
     rig.metrics.add_counts(rig.counts)
     if not rig.loaded.profile.live:
         rig.metrics.add_counts({"packets.lost": rig.audit.lost_rounds})
     missing = scenario.run.shots - rig.shots_done
-    if missing and not rig.rig_errors:
+    if missing:
         rig.rig_errors.append(f"{missing} of {scenario.run.shots} shots were not run")
+
+
+def _judge(rig: Rig) -> list[Judgement]:
+    scenario = rig.loaded.scenario
     alarms = None
     if rig.loaded.profile.live and scenario.expect and not scenario.faults and not rig.rig_errors:
         alarms = {name: n for name, n in rig.details.items() if _ALARM.fullmatch(name)}
     return judge(scenario.expect, rig.metrics, rig_errors=rig.rig_errors, alarms=alarms)
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RigError(
+            "the output directory cannot be made",
+            where=str(directory),
+            got=error.strerror or str(error),
+            fix="choose another --out",
+        ) from error
 
 
 def _directory(loaded: Loaded, out: Path | None) -> Path:

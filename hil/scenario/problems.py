@@ -9,6 +9,8 @@ from typing import Literal
 
 from hil.errors import ScenarioError
 
+_LONGEST = 400
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -43,7 +45,14 @@ class Problem:
         dotted = f"{self.dotted}: " if self.dotted else ""
         head = f"{place}: {self.level}[{self.code}]: {dotted}{self.what}"
         parts = (("got", self.got), ("allowed", self.allowed), ("fix", self.fix))
-        return "\n".join([head, *(f"    {name + ':':<9}{text}" for name, text in parts if text)])
+        return "\n".join(
+            [head, *(f"    {name + ':':<9}{_clipped(text)}" for name, text in parts if text)]
+        )
+
+
+def _clipped(text: str) -> str:
+    """A value of thousands of digits must not bury the message."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ... ({len(text)} characters)"
 
 
 class ScenarioErrors(ScenarioError):  # noqa: N818 it holds several errors

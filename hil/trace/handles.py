@@ -14,7 +14,7 @@ from typing import Final
 import h5py
 
 from hil.errors import TraceError
-from hil.trace.ledger import open_live, written_here
+from hil.trace.ledger import is_held, open_live, refuse_cut, written_here
 from hil.trace.objects import open_dataset
 from hil.trace.paths import is_live
 
@@ -34,6 +34,8 @@ class OpenFile:
     def __init__(self, path: Path, key: tuple[int, int] | None) -> None:
         self.path = path
         self.live = key is not None
+        if self.live and not written_here(path) and not is_held(path):
+            refuse_cut(path)
         self.file = open_live(path) if self.live else _open_final(path)
         self._key = key
         self._users = 1

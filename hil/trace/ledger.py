@@ -7,6 +7,8 @@ import fcntl
 import json
 import os
 import struct
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,16 @@ from hil.errors import TraceError
 _LOCK_RETRY_S: Final = 0.02
 _LOCK_BYTE: Final = 1 << 62
 """Locked byte, far behind the end of any file; HDF5 itself locks in another way (flock)."""
+
+_SUPERBLOCK_BYTES: Final = 48
+_PROBE_S: Final = 10.0
+_PROBE: Final = """
+import h5py, sys
+def touch(_, found):
+    if isinstance(found, h5py.Dataset) and found.chunks:
+        found.id.get_num_chunks()
+h5py.File(sys.argv[1], "r", libver="latest", swmr=True).visititems(touch)
+"""
 
 _written: Final[set[Path]] = set()
 
@@ -81,6 +93,38 @@ def open_live(path: Path, *, patience_s: float = 5.0) -> h5py.File:
                     fix="a file cut off before its first commit holds nothing to recover",
                 ) from error
         time.sleep(_LOCK_RETRY_S)
+
+
+def refuse_cut(path: Path) -> None:
+    """Refuse a live file that lost its end, which HDF5 would search for without end.
+
+    Reading as SWMR, HDF5 repeats a read of metadata behind the end of the file with doubled pauses.
+    A file whose superblock (version 3) promises more bytes than there are is therefore read once in
+    a process that can be ended: after a full disk it may be whole, after a broken copy it is not.
+
+    Raises:
+        TraceError: the file is shorter than it says, and cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(_SUPERBLOCK_BYTES)
+    promised = int.from_bytes(head[28:36], "little")
+    if len(head) < _SUPERBLOCK_BYTES or head[8] != 3 or path.stat().st_size >= promised:
+        return
+    try:
+        subprocess.run(  # noqa: S603 - our own interpreter
+            [sys.executable, "-c", _PROBE, str(path)],
+            check=True,
+            timeout=_PROBE_S,
+            capture_output=True,
+        )
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError):
+        raise TraceError(
+            "the live trace is cut off",
+            where=str(path),
+            got=f"{path.stat().st_size} bytes",
+            allowed=f"{promised} bytes, as the file itself says",
+            fix="copy it again from where it was written",
+        ) from None
 
 
 def hold(path: Path) -> int:

@@ -109,6 +109,7 @@ class LiveFile:
         path: the part file.
         streams: recorded streams in alphabetical order.
         commit_shots: shots per regular commit.
+        committed_rows: rows of all streams that the ledger holds.
         last_commit_ns: monotonic time of the last commit.
     """
 
@@ -157,7 +158,7 @@ class LiveFile:
         self._lock = hold(self.path)
         self._taken = dict.fromkeys(self.streams, 0)
         self._pending: list[Record] = []
-        self._commits = 0
+        self._commits = self.committed_rows = 0
         self.last_commit_ns = time.monotonic_ns()
 
     @property
@@ -213,6 +214,7 @@ class LiveFile:
         self._ledger[self._commits] = np.array(row, dtype="<u8")
         self._ledger.flush()
         self._commits += 1
+        self.committed_rows = sum(row[:-2])
         self.last_commit_ns = time.monotonic_ns()
 
 

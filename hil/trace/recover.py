@@ -29,7 +29,7 @@ from hil.trace.content import (
 )
 from hil.trace.extras import HopSummary, TraceExtras, write_expect, write_summary
 from hil.trace.handles import is_open_here
-from hil.trace.ledger import Ledger, is_held, open_live, read_ledger
+from hil.trace.ledger import Ledger, is_held, open_live, read_ledger, refuse_cut
 from hil.trace.meta import write_epoch
 from hil.trace.objects import attach_scale, copy_attributes, create_column, open_dataset
 from hil.trace.paths import final_path, part_path
@@ -87,6 +87,7 @@ def recover(part: Path) -> Path:
         raise TraceError(
             "the trace is still being written", where=str(part), fix="wait for the run to end"
         )
+    refuse_cut(part)
     if is_open_here(part):  # its cached state would be copied instead of the file's
         raise TraceError(
             "this process reads the live trace",

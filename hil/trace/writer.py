@@ -4,11 +4,16 @@
 happen in the thread, which gives the interpreter up while it works. In a virtual run a full queue
 makes the driver wait; in a live run (``block=False``) nothing waits: the record is counted in
 ``overflow`` and the next one that fits carries the data-quality bit ``recorder_overflow``.
+
+When the thread fails (disk full), a virtual run stops at its next call. A live loop goes on:
+``append`` counts what it is offered, ``overflow`` is from then on exactly what was offered less
+what the ledger of the live file holds, and ``flush`` and ``close`` raise.
 """
 
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import time
 from collections import deque
@@ -18,7 +23,9 @@ from types import TracebackType
 from typing import Final, Self
 
 from hil.errors import HilError, RigError, TraceError, UsageError
+from hil.trace import layout
 from hil.trace.column import Record
+from hil.trace.ledger import open_live, read_ledger
 from hil.trace.live import LiveFile, length
 from hil.trace.meta import TraceMeta
 from hil.trace.paths import part_path
@@ -48,6 +55,7 @@ class TraceWriter:
         self._limit = queue_blocks
         self._queue: deque[Record] = deque()
         self._changed = threading.Condition()
+        self._offered = 0
         self._overflow = 0
         self._gap = False
         self._asked_flush = 0
@@ -114,8 +122,13 @@ class TraceWriter:
 
     @property
     def overflow(self) -> int:
-        """Rows of all recorded streams that were lost because the queue was full."""
+        """Rows of all recorded streams that were offered and will not be in the trace."""
         return self._overflow
+
+    @property
+    def failed(self) -> bool:
+        """Whether the thread gave up; ``flush`` and ``close`` then raise and tell why."""
+        return self._error is not None
 
     def append(self, record: Record, *, block: bool = True) -> bool:
         """Queue one record; its arrays belong to the writer from now on.
@@ -129,15 +142,18 @@ class TraceWriter:
 
         Raises:
             TraceError: the record does not follow the schema.
-            RigError: the writer thread failed, or the writer is closed.
+            RigError: the writer is closed, or (with ``block``) its thread failed.
         """
         kept = {s: rows for s, rows in record.items() if s in self._live.streams}
         check_record(kept, self._live.widths)
+        n_rows = sum(length(rows) for rows in kept.values())
         with self._changed:
-            self._refuse_if_broken()
-            while len(self._queue) >= self._limit:
+            self._offered += n_rows
+            if block or self._error is None:
+                self._refuse_if_broken()
+            while len(self._queue) >= self._limit or self._error is not None:
                 if not block:
-                    self._overflow += sum(length(rows) for rows in kept.values())
+                    self._overflow += n_rows
                     self._gap = True
                     return False
                 self._changed.wait()
@@ -231,7 +247,7 @@ class TraceWriter:
         return RigError(
             "the trace writer failed",
             where=str(self.part),
-            got=f"{type(self._error).__name__}: {self._error}",
+            got=f"{_cause(self._error)}; {self._overflow} of {self._offered} rows are lost",
             fix=f"free space or mend the disk, then `hil trace recover {self.part}`",
         )
 
@@ -244,8 +260,10 @@ class TraceWriter:
             self._live.close(overflow=self._overflow)
         except BaseException as error:  # noqa: BLE001  (handed to the next call of the driver)
             self._abandon()
+            committed = self._committed_rows()
             with self._changed:
                 self._error = error
+                self._overflow = self._offered - committed
                 self._queue.clear()
                 self._changed.notify_all()
 
@@ -288,6 +306,22 @@ class TraceWriter:
             self._live.abandon()
         except Exception:  # noqa: BLE001  (the first error is the one to report)
             return
+
+    def _committed_rows(self) -> int:
+        """Rows that the driver offered and the ledger of the abandoned live file holds."""
+        try:
+            with open_live(self.part, patience_s=0.0) as file:
+                rows = sum(read_ledger(file[layout.COMMITS]).rows.values())
+        except Exception:  # noqa: BLE001  (HDF5 could not let go of the file: what we know ourselves)
+            rows = self._live.committed_rows
+        return rows - 1  # the first row of /epochs is our own
+
+
+def _cause(error: BaseException | None) -> str:
+    """One line: HDF5 wraps the system's message in several lines of its own."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return f"{type(error).__name__}: {error}"
 
 
 def _marked(record: Record) -> Record:

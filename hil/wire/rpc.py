@@ -248,6 +248,17 @@ def peek_response(data: bytes | memoryview) -> ResponseHeader:
     return ResponseHeader(*_header(data, "<IiIIQ", MAGIC_RESPONSE))
 
 
+def is_intact(data: bytes | memoryview) -> bool:
+    """Whether a request has the envelope ``hil`` and its end-to-end CRC is right."""
+    try:
+        arg_len = peek_request(data).arg_len
+        _body(data, arg_len)
+        _open(data, arg_len)
+    except RpcError:
+        return False
+    return True
+
+
 def parse_request(data: bytes | memoryview, envelope: EnvelopeKind = "hil") -> Request:
     """Request from a slot; bytes behind the arguments are ignored.
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -95,6 +96,12 @@ def get(shot: int, **changes: object) -> bytes:
         "envelope": Envelope(EPOCH, BOARDS, 78),
     }
     return pad(build_request(GetCorrections(**{**fields, **changes})))
+
+
+def resealed(data: bytes) -> bytes:
+    """The message with the end-to-end CRC that its bytes need."""
+    end = 24 + int.from_bytes(data[8:12], "little")
+    return data[: end - 4] + struct.pack("<I", zlib.crc32(data[4 : end - 4])) + data[end:]
 
 
 def slot_of(data: bytes) -> int:
@@ -338,8 +345,10 @@ def test_replies_leave_in_the_order_of_the_requests() -> None:
         (get(0, return_size=3), Status.BAD_REQUEST, "bad_request"),
         (get(0, reset=0), Status.BAD_REQUEST, "bad_request"),
         (get(0, ptp_timestamp=0), Status.BAD_REQUEST, "bad_request"),
-        (enqueue(0, 0)[:4] + b"\1\2\3\4" + enqueue(0, 0)[8:], -1, "bad_function"),
-        (enqueue(0, 0)[:8] + struct.pack("<I", 999) + enqueue(0, 0)[12:], 2, "bad_length"),
+        (resealed(enqueue(0, 0)[:4] + b"\1\2\3\4" + enqueue(0, 0)[8:]), -1, "bad_function"),
+        (enqueue(0, 0)[:4] + b"\1\2\3\4" + enqueue(0, 0)[8:], None, "bad_function"),
+        (resealed(get(0)[:4] + enqueue(0, 0)[4:8] + get(0)[8:]), 2, "bad_length"),
+        (enqueue(0, 0)[:8] + struct.pack("<I", 999) + enqueue(0, 0)[12:], None, "bad_length"),
         (b"\0" + enqueue(0, 0)[1:], None, "bad_magic"),
         (enqueue(0, 0)[:56] + b"\3" + enqueue(0, 0)[57:], None, "bad_envelope_crc"),
         (enqueue(0, 0)[:20], None, "bad_length"),
