@@ -12,9 +12,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 pass, 1 fail, 2 usage or scenario error, 3 rig error (and any error nobody foresaw),
     4 inconclusive.
     """
-    from hil.cli.app import run_app
+    try:
+        from hil.cli.app import run_app
 
-    return run_app(list(sys.argv[1:] if arguments is None else arguments))
+        return run_app(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:  # while modules are read
+        sys.stderr.write("interrupted\n")
+        return 3
 
 
 def script() -> None:

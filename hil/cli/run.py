@@ -20,6 +20,12 @@ def run(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change one value: path=value.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the interrupted virtual run of --out.")
+    ] = False,
+    pcap: Annotated[
+        Path | None, typer.Option(help="Capture all frames of a live run in this pcapng file.")
+    ] = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress on standard error.")
     ] = False,
@@ -64,6 +70,8 @@ def run(
                 out=out,
                 overrides=overrides,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
+                resume=resume,
+                pcap=pcap,
             ),
         )
     if json:

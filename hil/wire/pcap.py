@@ -175,11 +175,11 @@ class PcapngWriter:
     """Writes Ethernet frames with nanosecond times to a pcapng file.
 
     Args:
-        path: file to create; an existing one is replaced.
+        target: file to create (an existing one is replaced), or one open for writing.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
+    def __init__(self, target: Path | BinaryIO) -> None:
+        self._file = target.open("wb") if isinstance(target, Path) else target
         self._put(_SECTION, struct.pack("<IHHq", _BYTE_ORDER, 1, 0, -1))
         resolution = struct.pack("<HHB3x", _OPTION_TSRESOL, 1, 9) + bytes(4)
         self._put(_INTERFACE, struct.pack("<HHI", ETHERNET, 0, 0) + resolution)
