@@ -12,9 +12,6 @@ from hil._version import __version__
 from hil.cli import bench, check, node, run, trace
 from hil.errors import HilError
 
-_KEYBOARD_INTERRUPT = 130
-"""What typer makes of Ctrl-C."""
-
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -59,8 +56,5 @@ def run_app(arguments: list[str]) -> int:
             return 2
         traceback.print_exc()
         sys.stderr.write("error: unforeseen; please report the lines above\n")
-        return 3
-    if result == _KEYBOARD_INTERRUPT:
-        sys.stderr.write("interrupted\n")
         return 3
     return result if isinstance(result, int) else 0

@@ -25,6 +25,7 @@ _SECOND: Final = (
     "\nended at once; what was committed is in the live trace: "
     "`hil trace recover DIR/trace.part.h5`, or go on with `hil run ... --out DIR --resume`\n"
 )
+_SHOW_CURSOR: Final = b"\x1b[?25h"
 
 
 class Interrupt:
@@ -42,13 +43,13 @@ class Interrupt:
         return bool(self.name)
 
     def refuse(self) -> None:
-        """End here, before anything was written.
+        """End here, before a trace is begun.
 
         Raises:
             RigError: somebody asked.
         """
         if self:
-            raise RigError("interrupted before the first shot; nothing was written", got=self.name)
+            raise RigError("interrupted before the first shot", got=self.name)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -65,6 +66,8 @@ class Interrupt:
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.name:
+            if os.isatty(2):
+                os.write(2, _SHOW_CURSOR)  # a progress bar may have hidden it
             os.write(2, _SECOND.encode())
             os._exit(RigError.exit_code)
         self.name = signal.Signals(number).name

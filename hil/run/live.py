@@ -71,6 +71,8 @@ class LiveRun:
         with _prompt_threads(), Feeder(self.feed) as feeder, self._client() as client:
             self.fingerprints = client.fingerprints()
             self.node_pid = client.node_pid
+            if self.stop():
+                return
             feeder.warm_up()
             self._warm_up()
             self.wall_start_ps = monotonic_ps() + _LEAD_PS

@@ -163,7 +163,6 @@ def execute(loaded: Loaded, options: RunOptions, interrupt: Interrupt | None = N
     if interrupt is not None:
         rig.interrupt = interrupt
     meta = build_meta(rig)
-    rig.interrupt.refuse()
     with contextlib.ExitStack() as stack:
         if options.pcap is not None:
             rig.capture = stack.enter_context(_capture(loaded, options.pcap))
@@ -172,6 +171,7 @@ def execute(loaded: Loaded, options: RunOptions, interrupt: Interrupt | None = N
         if rig.earlier is not None:
             stack.enter_context(rig.earlier)
         batches = _driver(rig, meta.widths)
+        rig.interrupt.refuse()
         judgements, trace, content_id = _record(rig, batches, directory, meta, options)
     wall_s = time.monotonic() - begin
     return Outcome(rig, meta, judgements, directory, trace, content_id, wall_s)
