@@ -120,7 +120,9 @@ def test_kill_9_again_and_again_then_resume(scenarios: Path, tmp_path: Path) -> 
     committed, kills = 0, 0
     for attempt in range(6):
         process = _start(out, *arguments, *(["--resume"] if attempt else []))
-        time.sleep(rng.uniform(1.5, 4.0))
+        if attempt == 0:
+            _wait(lambda: _rows(out / "trace.part.h5") > 0, process)
+        time.sleep(rng.uniform(0.0, 4.0))
         process.kill()
         process.communicate()
         kills += process.returncode == -signal.SIGKILL
