@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from hil._version import __version__
-from hil.cli import bench, check, node, run, trace
+from hil.cli import bench, check, node, run, trace, wire
 from hil.errors import HilError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command()(run.run)
 app.command()(check.check)
 app.add_typer(trace.app, name="trace")
+app.add_typer(wire.app, name="wire")
 app.add_typer(node.app, name="node")
 app.add_typer(bench.app, name="bench")
 
@@ -40,6 +42,14 @@ def _top(
 def run_app(arguments: list[str]) -> int:
     """Exit code of one invocation; every error ends here."""
     try:
+        return _invoke(arguments)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _invoke(arguments: list[str]) -> int:
+    try:
         result = app(args=arguments, prog_name="hil", standalone_mode=False)
     except HilError as error:
         sys.stderr.write(f"error: {error.message}\n")
@@ -49,6 +59,8 @@ def run_app(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("interrupted\n")
         return 3
+    except BrokenPipeError:
+        raise
     except Exception as error:  # noqa: BLE001 - an unforeseen error must not read as verdict FAIL (1)
         show = getattr(error, "show", None)
         if callable(show):  # a usage error of the command line parser, which typer does not export

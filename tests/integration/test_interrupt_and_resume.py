@@ -67,7 +67,9 @@ def test_an_interrupted_run_resumes_to_the_same_content(
     again = run_scenario(path, _options(out, *overrides, resume=True))
     assert again.content_id == whole.content_id
     assert again.verdict == whole.verdict
-    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.directory.iterdir())
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        p.name for p in whole.directory.iterdir()
+    )
     with open_trace(again.trace) as trace:
         reason = trace.stream("shots", ["fallback"], 0, done)["fallback"]
     if overrides and overrides[0] == MORE_FALLBACKS:
@@ -114,7 +116,7 @@ def _wait(ready: Callable[[], bool], process: subprocess.Popen[str], limit_s: fl
 def test_kill_9_again_and_again_then_resume(scenarios: Path, tmp_path: Path) -> None:
     """Killed at random moments, also while it resumes: nothing committed is ever lost."""
     path, out = scenarios / "surface_d7_mil.yaml", tmp_path / "run"
-    overrides = ("run.shots=250000", "run.record.level=rounds")
+    overrides = ("run.shots=150000", "run.record.level=rounds")
     arguments = [str(path), *(w for o in overrides for w in ("--set", o))]
     rng = random.Random(20251122)
     committed, kills = 0, 0
