@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from hil._version import __version__
-from hil.cli import bench, check, node, run, trace, wire
+from hil.cli import bench, check, doctor, node, run, trace, wire
 from hil.errors import HilError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(run.run)
 app.command()(check.check)
+app.command()(doctor.doctor)
 app.add_typer(trace.app, name="trace")
 app.add_typer(wire.app, name="wire")
 app.add_typer(node.app, name="node")

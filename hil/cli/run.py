@@ -48,6 +48,7 @@ def run(
 
     from hil.report import json as report_json
     from hil.report import terminal
+    from hil.run import executed
     from hil.run.runner import RunOptions, run_scenario
 
     overrides = [*(set_ or ()), *([] if seed is None else [f"run.seed={seed}"])]
@@ -74,6 +75,9 @@ def run(
                 pcap=pcap,
             ),
         )
+    unkept = executed.keep(result.document)
+    if unkept and not quiet:
+        errors.print(unkept, soft_wrap=True, highlight=False)
     if json:
         typer.echo(report_json.render(result.document))
     else:
