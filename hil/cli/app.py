@@ -10,12 +10,11 @@ from typing import Annotated
 import typer
 
 from hil._version import __version__
-from hil.cli import bench, check, doctor, node, run, trace, wire
+from hil.cli import bench, check, doctor, init, listing, node, run, trace, wire
 from hil.errors import HilError
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Co-simulation testbed for real-time quantum error correction: "
@@ -23,6 +22,8 @@ app = typer.Typer(
 )
 app.command()(run.run)
 app.command()(check.check)
+app.command("list")(listing.list_)
+app.command()(init.init)
 app.command()(doctor.doctor)
 app.add_typer(trace.app, name="trace")
 app.add_typer(wire.app, name="wire")

@@ -7,11 +7,16 @@ from typing import Annotated
 
 import typer
 
+from hil.cli.complete import profiles
+
 
 def run(
     scenario: Annotated[Path, typer.Argument(help="Scenario file.", show_default=False)],
     bind: Annotated[
-        str | None, typer.Option(help="Profile to use instead of the scenario's bind.use.")
+        str | None,
+        typer.Option(
+            help="Profile to use instead of the scenario's bind.use.", autocompletion=profiles
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Directory of the results.  [default: runs/<id>]")
