@@ -16,16 +16,16 @@ _KINDS: Final[Mapping[MetricKind, tuple[str, str, str]]] = {
     "latency": (
         "Latencies",
         (
-            "Quantile `stat` of a time, judged by the order statistic that bounds it at `confidence`; "
-            "late shots that come together are counted as episodes."
+            "Quantile `stat` of a time, judged by the order statistic that bounds it at "
+            "`confidence`; late shots that come together are counted as episodes."
         ),
         "`clean` (default) or `all`",
     ),
     "rate": (
         "Rates",
         (
-            "Share of shots, judged by the one-sided Clopper-Pearson bound at `confidence`, widened "
-            "where events come in clusters."
+            "Share of shots, judged by the one-sided Clopper-Pearson bound at `confidence`, "
+            "widened where events come in clusters."
         ),
         "`clean` (default) or `all`",
     ),

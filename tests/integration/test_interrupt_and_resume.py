@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +177,35 @@ def test_a_finished_run_and_a_live_run_are_not_resumed(scenarios: Path, tmp_path
         run_scenario(path, _options(out, resume=True))
     with pytest.raises(UsageError, match="live run cannot be resumed"):
         run_scenario(scenarios / "surface_d5.yaml", RunOptions(out=out, resume=True))
+
+
+def test_a_run_that_still_goes_on_is_left_alone(
+    scenarios: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = scenarios / "surface_d7_mil.yaml", tmp_path / "run"
+    refused = []
+
+    def try_to_resume(_done: int, _all: int) -> None:
+        command = ["run", str(path), "--set", SHOTS, "--out", str(out), "-q", "--resume"]
+        refused.append(main(command))
+
+    options = replace(_options(out), progress=try_to_resume)
+    assert run_scenario(path, options).verdict is Verdict.PASS
+    assert set(refused) == {2}
+    assert "still going on" in capsys.readouterr().err
+
+
+def test_a_trace_that_cannot_be_read_is_kept_and_the_run_begins_anew(
+    scenarios: Path, tmp_path: Path
+) -> None:
+    path, out = scenarios / "surface_d7_mil.yaml", tmp_path / "run"
+    out.mkdir()
+    (out / "trace.part.h5").write_bytes(b"killed before its first commit")
+    with pytest.raises(UsageError, match="holds a trace already") as caught:
+        run_scenario(path, _options(out))
+    assert "--resume" in caught.value.fix
+    assert run_scenario(path, _options(out, resume=True)).verdict is Verdict.PASS
+    assert (out / "unreadable.part.h5").read_bytes() == b"killed before its first commit"
 
 
 def test_other_syndromes_are_noticed(scenarios: Path, tmp_path: Path) -> None:
