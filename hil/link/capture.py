@@ -59,6 +59,7 @@ class Capture:
         path: the pcapng file.
         taken: frames handed to the writing process.
         left_out: frames for which there was no room.
+        written: frames in the file; -1 until `close`.
 
     Args:
         path: file to create.
