@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from hil.cli import main
+from hil.cli import script
 
-raise SystemExit(main())
+script()

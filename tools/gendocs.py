@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
     ("-m", "hil.scenario.schema", "docs"),
+    ("-m", "hil.scenario.metrics_page", "docs/metrics.md"),
     ("-m", "hil.trace.document", "docs/trace.md"),
     ("tools/draw_house.py",),
 )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,5 +21,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def script() -> None:
-    """Entry point of the installed command."""
+    """Entry point of the installed command.
+
+    Until a run listens for them, Ctrl-C and SIGTERM end the process at once with exit code 3.
+    Python's own way would be 130 or a death by signal, depending on the line that it hits.
+    """
+    signal.signal(signal.SIGINT, _end)
+    signal.signal(signal.SIGTERM, _end)
     raise SystemExit(main())
+
+
+def _end(_number: int, _frame: FrameType | None) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from typing import Annotated
@@ -9,12 +10,11 @@ from typing import Annotated
 import typer
 
 from hil._version import __version__
-from hil.cli import bench, check, circuit, node, run, trace
+from hil.cli import bench, check, circuit, doctor, init, listing, node, run, trace, wire
 from hil.errors import HilError
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Co-simulation testbed for real-time quantum error correction: "
@@ -23,7 +23,11 @@ app = typer.Typer(
 app.command()(run.run)
 app.command()(check.check)
 app.command()(circuit.circuit)
+app.command("list")(listing.list_)
+app.command()(init.init)
+app.command()(doctor.doctor)
 app.add_typer(trace.app, name="trace")
+app.add_typer(wire.app, name="wire")
 app.add_typer(node.app, name="node")
 app.add_typer(bench.app, name="bench")
 
@@ -41,6 +45,14 @@ def _top(
 def run_app(arguments: list[str]) -> int:
     """Exit code of one invocation; every error ends here."""
     try:
+        return _invoke(arguments)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _invoke(arguments: list[str]) -> int:
+    try:
         result = app(args=arguments, prog_name="hil", standalone_mode=False)
     except HilError as error:
         sys.stderr.write(f"error: {error.message}\n")
@@ -50,6 +62,8 @@ def run_app(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("interrupted\n")
         return 3
+    except BrokenPipeError:
+        raise
     except Exception as error:  # noqa: BLE001 - an unforeseen error must not read as verdict FAIL (1)
         show = getattr(error, "show", None)
         if callable(show):  # a usage error of the command line parser, which typer does not export

@@ -7,13 +7,17 @@ from typing import Annotated
 
 import typer
 
+from hil.cli.complete import profiles
 from hil.errors import UsageError
 
 
 def check(
     files: Annotated[list[Path], typer.Argument(help="Scenario files.")],
     bind: Annotated[
-        str | None, typer.Option(help="Check that this profile exists and would be used.")
+        str | None,
+        typer.Option(
+            help="Check that this profile exists and would be used.", autocompletion=profiles
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="path=value; may be given several times.")

@@ -7,11 +7,16 @@ from typing import Annotated
 
 import typer
 
+from hil.cli.complete import profiles
+
 
 def run(
     scenario: Annotated[Path, typer.Argument(help="Scenario file.", show_default=False)],
     bind: Annotated[
-        str | None, typer.Option(help="Profile to use instead of the scenario's bind.use.")
+        str | None,
+        typer.Option(
+            help="Profile to use instead of the scenario's bind.use.", autocompletion=profiles
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Directory of the results.  [default: runs/<id>]")
@@ -19,6 +24,12 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Seed instead of run.seed.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change one value: path=value.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the interrupted virtual run of --out.")
+    ] = False,
+    pcap: Annotated[
+        Path | None, typer.Option(help="Capture all frames of a live run in this pcapng file.")
     ] = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress on standard error.")
@@ -42,6 +53,7 @@ def run(
 
     from hil.report import json as report_json
     from hil.report import terminal
+    from hil.run import executed
     from hil.run.runner import RunOptions, run_scenario
 
     overrides = [*(set_ or ()), *([] if seed is None else [f"run.seed={seed}"])]
@@ -64,8 +76,13 @@ def run(
                 out=out,
                 overrides=overrides,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
+                resume=resume,
+                pcap=pcap,
             ),
         )
+    unkept = executed.keep(result.document)
+    if unkept and not quiet:
+        errors.print(unkept, soft_wrap=True, highlight=False)
     if json:
         typer.echo(report_json.render(result.document))
     else:

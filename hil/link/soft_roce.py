@@ -14,15 +14,19 @@ import secrets
 import select
 import socket
 import struct
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeAlias
 
 from hil.errors import LinkError
-from hil.link.endpoint import Completion, PeerAddress
+from hil.link.endpoint import Buffer, Completion, PeerAddress
 from hil.link.uc import UcEndpoint
 from hil.timebase import monotonic_ps
 from hil.wire.roce import PSN_MASK, ROCE_PORT
 
 RECEIVE_BUFFER_BYTES: Final = 8 << 20
+Tap: TypeAlias = Callable[[bool, int, Buffer], None]
+"""Is shown each datagram (BTH .. ICRC): sent (or received), monotonic ps, bytes to be copied."""
+
 _SEND_WAIT_S: Final = 1.0
 _JUNK_PER_POLL: Final = 1024  # so that a flood of foreign datagrams cannot hold poll() for ever
 _IP_MTU_DISCOVER: Final = 10  # Linux <linux/in.h>; the socket module lacks these two
@@ -41,6 +45,7 @@ class SoftRoceEndpoint(UcEndpoint):
         rkey: own memory key; random if None, so that frames of an earlier run are refused.
         psn_start: PSN that this end expects first.
         mtu_bytes: path MTU.
+        tap: is shown every datagram to and from the peer; must not block.
 
     Raises:
         LinkError: the address is not loopback, or the port is taken there.
@@ -55,6 +60,7 @@ class SoftRoceEndpoint(UcEndpoint):
         rkey: int | None = None,
         psn_start: int = 0,
         mtu_bytes: int = 1500,
+        tap: Tap | None = None,
     ) -> None:
         require_loopback(host)
         qp = 1 + secrets.randbelow(PSN_MASK) if qp is None else qp
@@ -64,6 +70,7 @@ class SoftRoceEndpoint(UcEndpoint):
         self._buffer = bytearray(0x10000)
         self._view = memoryview(self._buffer)
         self._peer_end = ("", 0)
+        self._tap = tap
         self._dropped_at_close = 0
 
     @property
@@ -93,8 +100,11 @@ class SoftRoceEndpoint(UcEndpoint):
             if not select.select((), (self._socket,), (), _SEND_WAIT_S)[1]:
                 raise LinkError("send queue stayed full for 1 s", where=self._name()) from None
             self.transmit(datagram)
+            return
         except OSError as error:
             raise LinkError("datagram was not sent", where=self._name(), got=str(error)) from error
+        if self._tap is not None:
+            self._tap(True, monotonic_ps(), datagram)  # noqa: FBT003 - sent
 
     def poll(self, max_completions: int) -> list[Completion]:
         """See :meth:`hil.link.endpoint.Endpoint.poll`.
@@ -117,6 +127,8 @@ class SoftRoceEndpoint(UcEndpoint):
             if sender != end:
                 self._receiver.drop("drop_peer")
                 continue
+            if self._tap is not None:
+                self._tap(False, t_rx_ps, view[:length])  # noqa: FBT003 - received
             completion = self._receiver.accept(view[:length], self._in, t_rx_ps)
             if completion is not None:
                 found.append(completion)

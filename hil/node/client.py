@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from hil.link.endpoint import Endpoint, Prepared
-from hil.link.soft_roce import SoftRoceEndpoint
+from hil.link.soft_roce import SoftRoceEndpoint, Tap
 from hil.node.config import Launch, NodeConfig, Peer
 from hil.node.exchange import Exchange, NodeLostError, Plan, concatenate
 from hil.node.ledger import Batch, Ledger
@@ -66,6 +66,7 @@ class RackClient:
         config: the exchange.
         start_timeout_s: limit for the node's start, decoders built and warm.
         wrap: lets tests put faults around the rack's endpoint.
+        tap: is shown every frame that the rack sends or receives.
 
     Raises:
         LinkError: an address is taken or not loopback.
@@ -78,6 +79,7 @@ class RackClient:
         *,
         start_timeout_s: float = 120.0,
         wrap: Callable[[Endpoint], Endpoint] | None = None,
+        tap: Tap | None = None,
     ) -> None:
         self._config = config
         self._ledger = Ledger(config)
@@ -86,15 +88,20 @@ class RackClient:
         self._node_counters: dict[str, int] = {}
         self._stack = contextlib.ExitStack()
         try:
-            self._open(wrap, start_timeout_s)
+            self._open(wrap, tap, start_timeout_s)
         except BaseException:
             self._stack.close()
             raise
 
-    def _open(self, wrap: Callable[[Endpoint], Endpoint] | None, start_timeout_s: float) -> None:
+    def _open(
+        self,
+        wrap: Callable[[Endpoint], Endpoint] | None,
+        tap: Tap | None,
+        start_timeout_s: float,
+    ) -> None:
         config = self._config
         self._endpoint: Endpoint = SoftRoceEndpoint(
-            config.rack_address, port=config.udp_port, psn_start=config.psn_start_down
+            config.rack_address, port=config.udp_port, psn_start=config.psn_start_down, tap=tap
         )
         self._stack.callback(self._endpoint.close)
         if wrap is not None:

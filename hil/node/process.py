@@ -45,6 +45,7 @@ class NodeProcess:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             pass_fds=pass_fds,
+            process_group=0,  # Ctrl-C is for the run, which ends the exchange first
         )
         self._stdin = cast("IO[bytes]", self._process.stdin)
         self._stdout = cast("IO[bytes]", self._process.stdout)

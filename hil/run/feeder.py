@@ -143,6 +143,7 @@ class Feeder:
             [sys.executable, "-c", _MAIN, str(child.fileno())],
             pass_fds=[child.fileno()],
             stdin=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C is for the run, which ends us
         )
         child.close()
         self._pipe.send(plan)

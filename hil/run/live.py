@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 
@@ -20,6 +20,7 @@ import numpy as np
 from gpu_decoder.protocol import Reason
 from hil.device.circuits import CodeCircuit
 from hil.errors import NodeError
+from hil.link.capture import Capture
 from hil.node.client import Exchange, NodeLostError, Plan, RackClient
 from hil.node.config import NodeConfig
 from hil.rack.pipeline import Pipeline, StageExecutor, WayBack, finish
@@ -49,6 +50,8 @@ class LiveRun:
     config: NodeConfig
     predictions: Predictions
     widths: ByteWidths | None = None
+    stop: Callable[[], bool] = lambda: False
+    capture: Capture | None = None
     wall_start_ps: int = 0
     lost_node: str = ""
     undetected: int = 0
@@ -65,9 +68,11 @@ class LiveRun:
             NodeLostError: the node died and the scenario says ``on_node_lost: fail``; the shots
                 known by then have been yielded.
         """
-        with _prompt_threads(), Feeder(self.feed) as feeder, RackClient(self.config) as client:
+        with _prompt_threads(), Feeder(self.feed) as feeder, self._client() as client:
             self.fingerprints = client.fingerprints()
             self.node_pid = client.node_pid
+            if self.stop():
+                return
             feeder.warm_up()
             self._warm_up()
             self.wall_start_ps = monotonic_ps() + _LEAD_PS
@@ -77,6 +82,9 @@ class LiveRun:
                 yield from self._exchange(feeder, client)
             finally:
                 self._collect(client)
+
+    def _client(self) -> RackClient:
+        return RackClient(self.config, tap=None if self.capture is None else self.capture.tap)
 
     def _check_decoders(self) -> None:
         """The node must run the decoders that the trace's metadata name.
@@ -107,6 +115,8 @@ class LiveRun:
 
         def plans() -> Iterator[Plan]:
             for chunk in chunks:
+                if self.stop():
+                    return
                 sent.append(chunk)
                 yield Plan(
                     chunk.batch.first_shot,
@@ -140,6 +150,8 @@ class LiveRun:
             if self.scenario.system.decoder.on_node_lost == "fail":
                 raise loss[0]
             for chunk in itertools.chain(sent, chunks):
+                if self.stop():
+                    return
                 yield self._in_process(chunk)
 
     def _audit(self, got: Exchange) -> None:

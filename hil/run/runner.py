@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from hil.device.circuits import CodeCircuit
 from hil.device.families import Models
 from hil.device.sampler import BlockCutter, StimSampler
 from hil.errors import HilError, RigError, UsageError
+from hil.link.capture import Capture, Ends
 from hil.rack.plan import (
     WorkloadSource,
     build_pipeline,
@@ -23,8 +25,10 @@ from hil.rack.plan import (
 from hil.report.document import Document
 from hil.run import facts, provenance, virtual
 from hil.run.events import fault_rows
+from hil.run.interrupt import Interrupt
 from hil.run.parts import Decoders, board_mask, build_circuits, build_decoders, build_recorder
 from hil.run.record import Audit, Driven
+from hil.run.resume import TRACE_NAMES, Earlier, set_aside
 from hil.scenario.load import Loaded, load_scenario
 from hil.scenario.model import UserCircuit
 from hil.timebase import PS_PER_S
@@ -58,12 +62,16 @@ class RunOptions:
         out: directory of the results; default ``runs/<scenario>-<profile>-<time>``.
         overrides: ``path=value`` texts.
         progress: called with (shots done, shots wanted).
+        resume: go on with the interrupted virtual run of ``out``.
+        pcap: pcapng file for every frame that the rack of a live run sends or receives.
     """
 
     bind: str | None = None
     out: Path | None = None
     overrides: Sequence[str] = ()
     progress: Progress = lambda _done, _all: None
+    resume: bool = False
+    pcap: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,10 @@ class Rig:
     models: Models
     decoders: Decoders
     metrics: Metrics
+    interrupt: Interrupt = field(default_factory=Interrupt)
     audit: Audit = field(default_factory=Audit)
+    earlier: Earlier | None = None
+    capture: Capture | None = None
     executor: str = ""
     executor_why: str = ""
     counts: dict[str, int] = field(default_factory=dict)
@@ -108,6 +119,11 @@ class Rig:
     def code(self) -> CodeCircuit:
         """The first model; all have the same blocks."""
         return self.models[0]
+
+    @property
+    def missing(self) -> int:
+        """Shots that were wanted and not run."""
+        return self.loaded.scenario.run.shots - self.shots_done
 
 
 @dataclass(frozen=True)
@@ -138,25 +154,47 @@ def run_scenario(path: Path, options: RunOptions | None = None) -> RunResult:
     """
     options = options or RunOptions()
     loaded = load_scenario(path, bind=options.bind, overrides=options.overrides)
-    outcome = execute(loaded, options)
-    document = facts.build_document(outcome)
+    interrupt = Interrupt()
     unwritten = ""
-    try:
-        facts.write_reports(document, outcome.directory)
-    except RigError as error:
-        unwritten = error.message
+    with interrupt.listening():
+        outcome = execute(loaded, options, interrupt)
+        document = facts.build_document(outcome)
+        try:
+            facts.write_reports(document, outcome.directory)
+        except RigError as error:
+            unwritten = error.message
     return RunResult(
         outcome.verdict, document, outcome.directory, outcome.trace, outcome.content_id, unwritten
     )
 
 
-def execute(loaded: Loaded, options: RunOptions) -> Outcome:
+def execute(loaded: Loaded, options: RunOptions, interrupt: Interrupt | None = None) -> Outcome:
     """Drive a checked scenario, judge it, close its trace."""
     begin = time.monotonic()
+    directory = _directory(loaded, options)
     rig = build_rig(loaded)
-    directory = _directory(loaded, options.out)
+    if interrupt is not None:
+        rig.interrupt = interrupt
     meta = build_meta(rig)
-    batches = _driver(rig, meta.widths)
+    with contextlib.ExitStack() as stack:
+        if options.pcap is not None:
+            rig.capture = stack.enter_context(_capture(loaded, options.pcap))
+        if options.resume:
+            rig.earlier = set_aside(directory, meta)
+        if rig.earlier is not None:
+            stack.enter_context(rig.earlier)
+        batches = _driver(rig, meta.widths)
+        rig.interrupt.refuse()
+        judgements, trace, content_id = _record(rig, batches, directory, meta, options)
+    wall_s = time.monotonic() - begin
+    return Outcome(rig, meta, judgements, directory, trace, content_id, wall_s)
+
+
+def _record(
+    rig: Rig, batches: Batches, directory: Path, meta: TraceMeta, options: RunOptions
+) -> tuple[list[Judgement], Path, str]:
+    """Drive all batches into a new trace; returns judgements, final file and its content_id."""
+    loaded = rig.loaded
     _make(directory)
     record = loaded.scenario.run.record
     writer = TraceWriter.create(
@@ -168,11 +206,26 @@ def execute(loaded: Loaded, options: RunOptions) -> Outcome:
         measured=loaded.profile.live,
     )
     with writer:
+        if rig.earlier is not None:
+            batches = rig.earlier.until_overtaken(batches, writer.flush)
         _drive(rig, batches, writer, meta, options.progress)
         _settle(rig)
         judgements, trace = _close(rig, writer)
-    wall_s = time.monotonic() - begin
-    return Outcome(rig, meta, judgements, directory, trace, writer.content_id, wall_s)
+    return judgements, trace, writer.content_id
+
+
+def _capture(loaded: Loaded, path: Path) -> Capture:
+    scenario, network = loaded.scenario, loaded.profile.network
+    if not loaded.profile.live:
+        raise UsageError(
+            "no frame travels in a virtual run: there is nothing to capture",
+            where="--pcap",
+            got=f"profile {scenario.bind.use} with network {network.backend}",
+            allowed="a profile with network soft_roce",
+            fix="leave --pcap out, or choose a live profile with --bind",
+        )
+    ends = Ends(network.rack_address, network.node_address, scenario.system.links.up.udp_port)
+    return Capture(path, ends)
 
 
 def build_rig(loaded: Loaded) -> Rig:
@@ -259,7 +312,15 @@ def _driver(rig: Rig, widths: ByteWidths) -> Batches:
     executor, rig.executor_why = choose_executor(scenario, pipeline)
     rig.executor = executor.name
     sampler = StimSampler(rig.models, scenario.run.seed)
-    return virtual.drive(sampler, source, executor, rig.decoders, scenario.run.shots)
+    return virtual.drive(
+        sampler,
+        source,
+        executor,
+        rig.decoders,
+        scenario.run.shots,
+        stop=lambda: bool(rig.interrupt),
+        earlier=rig.earlier,
+    )
 
 
 def _live(rig: Rig, source: WorkloadSource, largest: int, widths: ByteWidths) -> Batches:
@@ -285,6 +346,8 @@ def _live(rig: Rig, source: WorkloadSource, largest: int, widths: ByteWidths) ->
         config=live_config.node_config(scenario, rig.models, predictions, pace),
         predictions=predictions,
         widths=widths if "packets" in scenario.run.record.streams else None,
+        stop=lambda: bool(rig.interrupt),
+        capture=rig.capture,
     )
     if scenario.system.links.up.udp_port != ROCE_PORT:
         rig.remarks.append(f"UDP port {scenario.system.links.up.udp_port} is not RoCEv2's")
@@ -298,6 +361,16 @@ def _live_batches(rig: Rig, run: LiveRun) -> Batches:
     finally:
         rig.counts, rig.details = run.counts, run.details
         rig.lost_node = run.lost_node
+        if rig.capture is not None:
+            _finish_capture(rig, rig.capture)
+
+
+def _finish_capture(rig: Rig, capture: Capture) -> None:
+    rig.details |= {"capture.frames": capture.taken, "capture.left_out": capture.left_out}
+    rig.remarks.append(
+        f"capture {capture.path}: {capture.taken} frames, {capture.left_out} not captured"
+    )
+    capture.close()
 
 
 def _drive(
@@ -352,9 +425,9 @@ def _close(rig: Rig, writer: TraceWriter) -> tuple[list[Judgement], Path]:
     """Judgements and trace: the final file, or the live one if the disk refuses the final one."""
     judgements = _judge(rig)
     try:
-        trace = writer.close(
-            facts.exit_status(run_verdict(judgements)), extras(rig.metrics, judgements)
-        )
+        aborted = rig.interrupt and rig.missing
+        status = "aborted" if aborted else facts.exit_status(run_verdict(judgements))
+        trace = writer.close(status, extras(rig.metrics, judgements))
     except HilError as error:
         if error.message not in rig.rig_errors:
             rig.rig_errors.append(error.message)
@@ -364,14 +437,16 @@ def _close(rig: Rig, writer: TraceWriter) -> tuple[list[Judgement], Path]:
 
 def _settle(rig: Rig) -> None:
     """Add the counts of the whole run to its metrics; name the shots that were not run."""
-    scenario = rig.loaded.scenario
     rig.metrics.add_counts(rig.audit.counts)
     rig.metrics.add_counts(rig.counts)
     if not rig.loaded.profile.live:
         rig.metrics.add_counts({"packets.lost": rig.audit.lost_rounds})
-    missing = scenario.run.shots - rig.shots_done
-    if missing:
-        rig.rig_errors.append(f"{missing} of {scenario.run.shots} shots were not run")
+    if rig.earlier is not None:
+        rig.remarks.append(
+            f"resumed: {rig.earlier.reused} answers come from the interrupted run, not decoded anew"
+        )
+    if rig.missing:
+        rig.rig_errors.append(_why_missing(rig))
 
 
 def _judge(rig: Rig) -> list[Judgement]:
@@ -394,16 +469,29 @@ def _make(directory: Path) -> None:
         ) from error
 
 
-def _directory(loaded: Loaded, out: Path | None) -> Path:
+def _why_missing(rig: Rig) -> str:
+    wanted = rig.loaded.scenario.run.shots
+    if not rig.interrupt:
+        return f"{rig.missing} of {wanted} shots were not run"
+    text = f"interrupted by {rig.interrupt.name} after {rig.shots_done} of {wanted} shots"
+    return text if rig.loaded.profile.live else f"{text}; --resume goes on with it"
+
+
+def _directory(loaded: Loaded, options: RunOptions) -> Path:
+    out = options.out
+    if options.resume:
+        return _resumed_directory(loaded, out)
     if out is not None:
-        if (out / "trace.h5").exists():
-            raise UsageError(
-                "the output directory holds a trace already",
-                where=str(out),
-                got="trace.h5",
-                allowed="a directory without a trace",
-                fix="choose another --out, or remove the old run",
-            )
+        for name in TRACE_NAMES:
+            if (out / name).exists():
+                raise UsageError(
+                    "the output directory holds a trace already",
+                    where=str(out),
+                    got=name,
+                    allowed="a directory without a trace",
+                    fix="choose another --out, or remove the old run"
+                    + ("" if name == "trace.h5" else ", or go on with it by --resume"),
+                )
         return out
     now = datetime.now(tz=UTC).strftime("%Y%m%dT%H%M%S")
     base = Path("runs") / f"{loaded.scenario.id}-{loaded.scenario.bind.use}-{now}"
@@ -412,3 +500,17 @@ def _directory(loaded: Loaded, out: Path | None) -> Path:
         k += 1
         candidate = base.with_name(f"{base.name}-{k}")
     return candidate
+
+
+def _resumed_directory(loaded: Loaded, out: Path | None) -> Path:
+    if loaded.profile.live:
+        raise UsageError(
+            "a live run cannot be resumed: a measurement is not repeatable",
+            where="--resume",
+            got=f"profile {loaded.scenario.bind.use}",
+            allowed="virtual profiles",
+            fix="begin a new run",
+        )
+    if out is None:
+        raise UsageError("--resume needs the folder of the interrupted run", fix="add --out DIR")
+    return out

@@ -8,7 +8,7 @@ decodes the shots that were handed to it, and the record goes to trace and metri
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from hil.rack.plan import WorkloadSource
 from hil.rack.timeline import Path, Timeline, Workload
 from hil.run.parts import Decoders
 from hil.run.record import Answers, Driven
+from hil.run.resume import Earlier
 
 
 def drive(
@@ -27,14 +28,33 @@ def drive(
     executor: StageExecutor,
     decoders: Decoders,
     n_shots: int,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    earlier: Earlier | None = None,
 ) -> Iterator[Driven]:
-    """Run ``n_shots`` shots and yield them batch by batch."""
+    """Run ``n_shots`` shots and yield them batch by batch.
+
+    Args:
+        sampler: makes the shots.
+        source: gives the durations of each hop.
+        executor: gives their stamps and fates.
+        decoders: answer them.
+        n_shots: shots wanted.
+        stop: asked before each batch; no further one is begun once it says so.
+        earlier: answers that an interrupted run has left.
+    """
     under_way: deque[tuple[ShotBatch, DecodedBatch]] = deque()
+
+    def primary(batch: ShotBatch) -> DecodedBatch:
+        if earlier is not None:
+            return earlier.primary(batch, decoders.primary)
+        return decoders.primary.decode_batch(batch.detectors_b8, batch.shots)
 
     def workloads() -> Iterator[Workload]:
         for batch in sampler.batches(n_shots):
-            decoded = decoders.primary.decode_batch(batch.detectors_b8, batch.shots)
-            under_way.append((batch, decoded))
+            if stop():
+                return
+            under_way.append((batch, primary(batch)))
             yield source.workload(batch.batch, batch.first_shot, event_counts(batch.detectors_b8))
 
     for times in executor.run(workloads()):

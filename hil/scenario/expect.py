@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator, mod
 
 from hil.scenario.fields import Spec, from_text, problem
 from hil.scenario.problems import did_you_mean
-from hil.scenario.system import HOPS
+from hil.scenario.system import Hop
 from hil.units import TIME, QuantityError, parse_time_ps
 
 MetricKind: TypeAlias = Literal["latency", "rate", "slope", "count"]
@@ -35,28 +35,71 @@ class Metric:
     what: str
 
 
+_HOP_TEXTS: Final[Mapping[Hop, str]] = {
+    "acquire": "from the intended end of the last block (T0) to the syndrome merged (T1)",
+    "packetize": "to the first bit on the wire (T2)",
+    "uplink": "to the last bit at the decoder node (T3)",
+    "deliver": "to the payload visible to the decoder (T4)",
+    "queue": "to the window taken by a worker (T5)",
+    "decode": "to the answer ready (T7)",
+    "reply": "to the first bit of the reply (T8)",
+    "downlink": "to the reply at the rack (T9)",
+    "apply": "to the correction in effect (T10)",
+}
+
+
 def _metrics() -> dict[str, Metric]:
     hops = [
-        Metric(f"latency.{hop}", "latency", "ps", f"quantile of hop {hop}, last block of a shot")
-        for hop in HOPS
+        Metric(f"latency.{hop}", "latency", "ps", f"Hop {hop} of a shot's last block: {text}")
+        for hop, text in _HOP_TEXTS.items()
     ]
     rows = [
-        Metric("latency.end_to_end", "latency", "ps", "quantile of intended to applied"),
+        Metric(
+            "latency.end_to_end", "latency", "ps",
+            "Correction in effect (T10) minus the intended end of the shot's last block (T0): open "
+            "loop. A shot without an answer counts as infinitely late",
+        ),
         *hops,
-        Metric("deadline.miss_rate", "rate", "1", "shots without an applied answer in time"),
-        Metric("decoder.fallback_rate", "rate", "1", "shots answered by the fallback decoder"),
-        Metric("decoder.unanswered_rate", "rate", "1", "shots declared unanswered"),
-        Metric("ler.per_shot", "rate", "1", "logical errors per shot"),
-        Metric("backlog.slope", "slope", "ps/shot", "growth of the latency from shot to shot"),
-        Metric("decoder.backend_mismatch", "count", "count", "requested differs from executed"),
-        Metric("packets.lost_undetected", "count", "count", "frames lost and not noticed"),
-        Metric("packets.lost", "count", "count", "frames lost and noticed"),
-        Metric("packets.duplicate", "count", "count", "frames that came twice"),
-        Metric("packets.reordered", "count", "count", "frames out of order"),
-        Metric("rounds.out_of_order_commits", "count", "count", "rounds committed out of order"),
-        Metric("shots.mixed_epoch", "count", "count", "shots decoded with two epochs"),
-        Metric("answers.missing", "count", "count", "shots neither answered nor declared"),
-    ]
+        Metric("deadline.miss_rate", "rate", "1", "Shots with slack below 0 or without an answer"),
+        Metric(
+            "decoder.fallback_rate", "rate", "1",
+            "Shots answered by the fallback decoder (an answer like any other: it counts in the "
+            "logical error rate)",
+        ),
+        Metric(
+            "decoder.unanswered_rate", "rate", "1",
+            "Shots declared unanswered (status timeout, dropped, void); the rack applies nothing",
+        ),
+        Metric(
+            "ler.per_shot", "rate", "1",
+            "Shots whose applied prediction differs from the truth in any observable; shots with "
+            "data-quality bit no_truth are left out",
+        ),
+        Metric(
+            "backlog.slope", "slope", "ps/shot",
+            "Growth of the end-to-end latency of answered shots from shot to shot",
+        ),
+        Metric(
+            "decoder.backend_mismatch", "count", "count",
+            "Answers whose executed decoder, backend or precision is not the requested one",
+        ),
+        Metric(
+            "packets.lost_undetected", "count", "count",
+            "Frames that are missing and that no check noticed",
+        ),
+        Metric("packets.lost", "count", "count", "Frames that the sequence check found missing"),
+        Metric("packets.duplicate", "count", "count", "Frames that came twice"),
+        Metric("packets.reordered", "count", "count", "Frames that came out of order"),
+        Metric("rounds.out_of_order_commits", "count", "count", "Rounds committed out of order"),
+        Metric(
+            "shots.mixed_epoch", "count", "count",
+            "Shots whose rows or answers belong to two calibration epochs",
+        ),
+        Metric(
+            "answers.missing", "count", "count",
+            "Shots that were neither answered nor declared unanswered",
+        ),
+    ]  # fmt: skip
     return {row.name: row for row in rows}
 
 
@@ -237,6 +280,19 @@ _EXAMPLES: Final[Mapping[str, Mapping[str, str]]] = {
     "slope": {"max": "1ns"},
     "count": {"equals": "0"},
 }
+
+
+def example(metric: Metric) -> str:
+    """A valid expectation on a metric, as it is written in a scenario."""
+    limits = dict(_EXAMPLES[metric.kind])
+    if "confidence" in _KEYS_OF[metric.kind]:
+        limits["confidence"] = "0.95"
+    return f"{{metric: {metric.name}, {', '.join(f'{k}: {v}' for k, v in limits.items())}}}"
+
+
+def keys_of(metric: Metric) -> tuple[str, ...]:
+    """Keys that an expectation on a metric may have."""
+    return _KEYS_OF[metric.kind]
 
 
 def _rate_limit(value: object) -> object:

@@ -1,38 +1,55 @@
-"""One frame in words: a dictionary of its fields, or one line of text."""
+"""One frame in words: a dictionary of its fields (``hil wire decode``), or one line of text.
+
+Numbers are numbers. ``rpc`` holds the header of the message inside, ``qec`` what it says about
+shots, ``drop`` the first reason for which our receiver (``drop_*``, as it counts them) or the node
+behind it (``rpc.Cause``) would not take the frame, or None. What depends on the receiver's memory
+(queue pair, memory key, bounds, slots) is not judged here.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from hil.errors import WireError
 from hil.wire import rpc
-from hil.wire.roce import Opcode, Packet, parse_frame
+from hil.wire.icrc import ICRC_BYTES, icrc_of_headers
+from hil.wire.roce import (
+    FRAME_HEADER_BYTES,
+    MIN_DATAGRAM_BYTES,
+    PKEY_DEFAULT,
+    Frame,
+    Opcode,
+    parse_frame,
+)
 
-_NAMES = {
+_FUNCTIONS: Final = {
     rpc.ENQUEUE_SYNDROMES: "enqueue_syndromes",
     rpc.GET_CORRECTIONS: "get_corrections",
     rpc.RESET_DECODER: "reset_decoder",
     rpc.SET_EPOCH: "set_epoch",
 }
+_TAKEN: Final = frozenset({Opcode.UC_WRITE_ONLY, Opcode.UC_WRITE_ONLY_IMM, Opcode.UC_SEND_ONLY})
 
 
 def decode(frame: bytes) -> dict[str, Any]:
     """Fields of one Ethernet frame, in the order of the wire; absent headers have no keys.
 
-    A frame that is not RoCEv2 gives the single key ``error``. An RPC message inside is decoded as
-    far as its CRC: ``envelope_ok`` tells whether it has a right envelope ``hil``.
+    A frame that is not RoCEv2 gives ``length``, ``error`` and ``drop`` only. Never raises.
     """
     try:
         found = parse_frame(frame)
     except WireError as error:
-        return {"error": error.what, "length": len(frame)}
+        detail = f"{error.what} ({error.got})" if error.got else error.what
+        return {"length": len(frame), "error": detail, "drop": _unparsed(frame)}
     bth = found.packet.bth
     fields: dict[str, Any] = {
         "src": f"{found.ip.src}:{found.udp.src_port}",
         "dst": f"{found.ip.dst}:{found.udp.dst_port}",
         "length": len(frame),
-        "opcode": Opcode(bth.opcode).name,
-        "qp": bth.dest_qp,
+        "opcode": bth.opcode,
+        "name": Opcode(bth.opcode).name,
+        "pkey": bth.pkey,
+        "dest_qp": bth.dest_qp,
         "psn": bth.psn,
     }
     if found.packet.reth:
@@ -43,7 +60,9 @@ def decode(frame: bytes) -> dict[str, Any]:
         fields |= {"imm": imm, "imm_psn": imm >> 12, "imm_slot": imm & 0xFFF}
     if found.packet.aeth:
         fields |= {"syndrome": found.packet.aeth.syndrome, "msn": found.packet.aeth.msn}
-    return fields | {"icrc_ok": found.icrc_ok} | _message(found.packet)
+    fields |= {"payload_len": len(found.packet.payload), "icrc_ok": found.icrc_ok}
+    message, cause = _message(found.packet.payload)
+    return fields | message | {"drop": _refused(found) or cause}
 
 
 def one_line(frame: bytes) -> str:
@@ -51,48 +70,95 @@ def one_line(frame: bytes) -> str:
     fields = decode(frame)
     if "error" in fields:
         return f"{fields['length']} B, not RoCEv2: {fields['error']}"
-    parts = [f"{fields.pop('src')} > {fields.pop('dst')}", f"{fields.pop('length')} B"]
-    for name, value in fields.items():
-        if name in {"qp", "psn", "va", "rkey", "imm", "syndrome"}:
-            parts.append(f"{name} 0x{value:x}")
-        elif name in {"opcode", "rpc"}:
-            parts.append(str(value))
-        elif name == "icrc_ok":
-            parts.append("ICRC ok" if value else "ICRC WRONG")
-        elif name not in {"imm_psn", "imm_slot"}:
-            parts.append(f"{name} {value}")
-    return ", ".join(parts)
+    shown = fields | fields.get("rpc", {}) | fields.get("qec", {})
+    parts = [f"{shown['src']} > {shown['dst']}", f"{shown['length']} B", shown["name"]]
+    hexadecimal = ("dest_qp", "psn", "va", "rkey", "imm", "syndrome")
+    parts += [f"{name} 0x{shown[name]:x}" for name in hexadecimal if name in shown]
+    parts += ["ICRC ok" if shown["icrc_ok"] else "ICRC WRONG"]
+    words = ("message", "status", "request_id", "counter", "epoch")
+    parts += [f"{name} {shown[name]}" for name in words if name in shown]
+    return ", ".join(parts if shown["drop"] is None else [*parts, f"refused: {shown['drop']}"])
 
 
-def _message(packet: Packet) -> dict[str, Any]:
-    try:
-        request = rpc.peek_request(packet.payload)
-    except rpc.RpcError:
-        return _answer(packet)
-    fields: dict[str, Any] = {
-        "rpc": _NAMES.get(request.function_id, f"function 0x{request.function_id:08x}"),
-        "request_id": request.request_id,
+def _unparsed(frame: bytes) -> str:
+    """Why a receiver drops a frame that ``parse_frame`` refuses."""
+    datagram = frame[FRAME_HEADER_BYTES : 14 + int.from_bytes(frame[16:18], "big")]
+    right_length = len(datagram) + 8 == int.from_bytes(frame[38:40], "big")
+    if frame[12:15] != b"\x08\x00\x45" or frame[23:24] != b"\x11" or not right_length:
+        return "not_roce"
+    if len(datagram) < MIN_DATAGRAM_BYTES:
+        return "drop_length"
+    right = icrc_of_headers(frame[14:34], frame[34:42], datagram[:-ICRC_BYTES])
+    if datagram[-ICRC_BYTES:] != right.to_bytes(ICRC_BYTES, "little"):
+        return "drop_icrc"
+    return "drop_length" if datagram[0] in _TAKEN and not datagram[1] & 15 else "drop_opcode"
+
+
+def _refused(found: Frame) -> str | None:
+    """The transport's reason, in the order in which ``hil.link.receiver`` checks."""
+    packet, bth = found.packet, found.packet.bth
+    whole = MIN_DATAGRAM_BYTES + len(packet.payload) + bth.pad
+    imm_psn = bth.psn & 0xFFFFF if packet.imm is None else packet.imm >> 12
+    checks = {
+        "drop_icrc": found.icrc_ok,
+        "drop_opcode": bth.opcode in _TAKEN,
+        "drop_pkey": bth.pkey == PKEY_DEFAULT,
+        "drop_length": whole % 4 == 0
+        and (packet.reth is None or packet.reth.length == len(packet.payload)),
+        "drop_imm": imm_psn == bth.psn & 0xFFFFF,
     }
+    return next((cause for cause, good in checks.items() if not good), None)
+
+
+def _message(payload: bytes) -> tuple[dict[str, Any], str | None]:
+    """Keys ``rpc`` and ``qec`` of a payload, and why the node would refuse it."""
     try:
-        parsed = rpc.parse_request(packet.payload)
+        head = rpc.peek_request(payload)
     except rpc.RpcError as error:
-        return fields | {"envelope_ok": False, "refused": error.cause}
-    extra = {"counter": parsed.counter} if isinstance(parsed, rpc.EnqueueSyndromes) else {}
-    return fields | extra | _epoch(parsed.envelope)
-
-
-def _answer(packet: Packet) -> dict[str, Any]:
+        return _answer(payload, error.cause)
+    name = _FUNCTIONS.get(head.function_id, f"function 0x{head.function_id:08x}")
+    out: dict[str, Any] = {"rpc": {"message": name, **head._asdict()}}
+    envelope = _envelope_of(payload)
     try:
-        head = rpc.peek_response(packet.payload)
+        parsed = rpc.parse_request(payload, envelope)
+    except rpc.RpcError as error:
+        return out, error.cause
+    return out | {"qec": _plain(parsed)}, None
+
+
+def _envelope_of(payload: bytes) -> rpc.EnvelopeKind:
+    """``nvidia`` for a request that is whole without an envelope, else ``hil``."""
+    try:
+        bare = rpc.build_request(rpc.parse_request(payload, "nvidia"))
+    except WireError:
+        return "hil"
+    return "nvidia" if bare == payload[: len(bare)] else "hil"
+
+
+def _answer(payload: bytes, cause: str) -> tuple[dict[str, Any], str | None]:
+    try:
+        head = rpc.peek_response(payload)
     except rpc.RpcError:
-        return {"payload": len(packet.payload)}
-    fields = {"rpc": "response", "status": head.status, "request_id": head.request_id}
+        return {}, cause
+    out: dict[str, Any] = {"rpc": {"message": "response", **head._asdict()}}
     try:
-        parsed = rpc.parse_response(packet.payload)
+        return out | {"qec": _plain(rpc.parse_response(payload))}, None
     except rpc.RpcError as error:
-        return fields | {"envelope_ok": False, "refused": error.cause}
-    return fields | _epoch(parsed.envelope)
+        refused = error.cause
+    try:  # an answer has no length that is known beforehand: it may be whole without envelope
+        bare = rpc.parse_response(payload, "nvidia")
+    except rpc.RpcError:
+        return out, refused
+    if head.result_len >= rpc.ENVELOPE_BYTES:
+        return out | {"qec": _plain(bare)}, "envelope_crc"
+    return out | {"qec": _plain(bare)}, None
 
 
-def _epoch(envelope: rpc.Envelope | None) -> dict[str, Any]:
-    return {"envelope_ok": True, "epoch": envelope.epoch if envelope else 0}
+def _plain(message: rpc.Request | rpc.Response) -> dict[str, Any]:
+    """Fields behind the header; bits as hex, the envelope flat, its kind named."""
+    fields = message._asdict()
+    for known in ("request_id", "ptp_timestamp", "status"):
+        fields.pop(known, None)
+    envelope = fields.pop("envelope")
+    plain = {k: v.hex() if isinstance(v, bytes) else v for k, v in fields.items()}
+    return plain | ({"envelope": "hil", **envelope._asdict()} if envelope else {"envelope": "none"})

@@ -18,6 +18,7 @@ from hil.errors import WireError
 ETHERNET: Final = 1
 _PCAP_MAGICS: Final = {0xA1B2C3D4: 1000, 0xA1B23C4D: 1}
 _SECTION: Final = 0x0A0D0D0A
+_SECTION_BYTES: Final = _SECTION.to_bytes(4, "big")
 _INTERFACE: Final = 1
 _SIMPLE: Final = 3
 _ENHANCED: Final = 6
@@ -43,34 +44,51 @@ class _Interface(NamedTuple):
     snap_bytes: int
 
 
-def read_capture(path: Path) -> Iterator[Captured]:
+def read_capture(source: Path | BinaryIO, name: str = "", start: bytes = b"") -> Iterator[Captured]:
     """Frames of a pcap or pcapng file in file order; the kind is told by the first bytes.
+
+    Args:
+        source: file, or stream of bytes (also a pipe).
+        name: of the stream, for errors.
+        start: bytes that were read from the stream already.
 
     Raises:
         WireError: not a capture, cut short, damaged, or not Ethernet.
     """
-    with path.open("rb") as file:
-        reader = _Reader(file, str(path))
-        (magic,) = struct.unpack("<I", reader.take(4))
-        if magic == _SECTION:
-            yield from _pcapng(reader)
-        else:
-            yield from _pcap(reader, magic)
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            yield from read_capture(file, str(source))
+        return
+    reader = _Reader(source, name, start)
+    first = reader.take(4)
+    if first == _SECTION_BYTES:
+        yield from _pcapng(reader, first)
+    else:
+        yield from _pcap(reader, first)
+
+
+def is_capture(start: bytes) -> bool:
+    """Whether these four bytes begin a pcap or pcapng file."""
+    words = {int.from_bytes(start, "little"), int.from_bytes(start, "big")}
+    return len(start) == 4 and (start == _SECTION_BYTES or not words.isdisjoint(_PCAP_MAGICS))
 
 
 class _Reader:
-    def __init__(self, file: BinaryIO, name: str) -> None:
+    def __init__(self, file: BinaryIO, name: str, start: bytes) -> None:
         self.file, self.name, self.order = file, name, "<"
+        self.start, self.at = start, 0
 
     def take(self, count: int) -> bytes:
-        data = self.file.read(count)
-        if len(data) != count:
-            raise self.error("capture is cut short", f"{len(data)} of {count} B")
+        data = self.maybe(count)
+        if not data and count:
+            raise self.error("capture is cut short", f"0 of {count} B")
         return data
 
     def maybe(self, count: int) -> bytes:
         """So many bytes, or none at a clean end of the file."""
-        data = self.file.read(count)
+        begun, self.start = self.start[:count], self.start[count:]
+        data = begun + self.file.read(count - len(begun))
+        self.at += len(data)
         if data and len(data) != count:
             raise self.error("capture is cut short", f"{len(data)} of {count} B")
         return data
@@ -81,7 +99,7 @@ class _Reader:
         return struct.unpack_from(self.order + form, data, at)
 
     def error(self, what: str, got: str = "", allowed: str = "") -> WireError:
-        where = f"{self.name}: byte {self.file.tell()}"
+        where = f"{self.name}: byte {self.at}"
         return WireError(what, where=where, got=got, allowed=allowed)
 
     def ethernet(self, linktype: int) -> None:
@@ -89,10 +107,10 @@ class _Reader:
             raise self.error("capture is not of Ethernet", f"link type {linktype}", "1")
 
 
-def _pcap(reader: _Reader, magic: int) -> Iterator[Captured]:
+def _pcap(reader: _Reader, first: bytes) -> Iterator[Captured]:
+    magic = int.from_bytes(first, "little")
     if magic not in _PCAP_MAGICS:
-        reader.order = ">"
-        (magic,) = struct.unpack(">I", struct.pack("<I", magic))
+        reader.order, magic = ">", int.from_bytes(first, "big")
     if magic not in _PCAP_MAGICS:
         raise reader.error("neither pcap nor pcapng", f"first word 0x{magic:08x}")
     unit = _PCAP_MAGICS[magic]
@@ -105,10 +123,10 @@ def _pcap(reader: _Reader, magic: int) -> Iterator[Captured]:
         yield Captured(sec * _NS_PER_S + fraction * unit, reader.take(kept), original)
 
 
-def _pcapng(reader: _Reader) -> Iterator[Captured]:
-    reader.file.seek(0)
+def _pcapng(reader: _Reader, first: bytes) -> Iterator[Captured]:
     interfaces: list[_Interface] = []
-    while head := reader.maybe(8):
+    head = first + reader.take(4)
+    while head:
         kind, body = _block(reader, head)
         if kind == _SECTION:
             interfaces.clear()
@@ -116,6 +134,7 @@ def _pcapng(reader: _Reader) -> Iterator[Captured]:
             interfaces.append(_interface(reader, body))
         elif kind in {_ENHANCED, _SIMPLE}:
             yield _captured(reader, kind, body, interfaces)
+        head = reader.maybe(8)
 
 
 def _block(reader: _Reader, head: bytes) -> tuple[int, bytes]:
@@ -175,11 +194,11 @@ class PcapngWriter:
     """Writes Ethernet frames with nanosecond times to a pcapng file.
 
     Args:
-        path: file to create; an existing one is replaced.
+        target: file to create (an existing one is replaced), or one open for writing.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
+    def __init__(self, target: Path | BinaryIO) -> None:
+        self._file = target.open("wb") if isinstance(target, Path) else target
         self._put(_SECTION, struct.pack("<IHHq", _BYTE_ORDER, 1, 0, -1))
         resolution = struct.pack("<HHB3x", _OPTION_TSRESOL, 1, 9) + bytes(4)
         self._put(_INTERFACE, struct.pack("<HHI", ETHERNET, 0, 0) + resolution)

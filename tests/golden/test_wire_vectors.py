@@ -278,36 +278,42 @@ def test_enqueue_in_the_envelope_hil_has_fixed_bytes() -> None:
 
 def test_one_frame_in_words() -> None:
     fields = decode(EXAMPLE_B)
-    assert fields["opcode"] == "UC_WRITE_ONLY_IMM"
-    assert (fields["imm_psn"], fields["imm_slot"], fields["rpc"]) == (
-        0x105,
-        5,
-        "enqueue_syndromes",
-    )
-    assert fields["refused"] == "envelope_crc"  # no envelope in this example
+    assert (fields["opcode"], fields["name"]) == (0x2B, "UC_WRITE_ONLY_IMM")
+    assert (fields["imm_psn"], fields["imm_slot"]) == (0x105, 5)
+    assert fields["rpc"]["message"] == "enqueue_syndromes"
+    assert fields["qec"] == {
+        "decoder_id": 0, "counter": 7, "num_syndromes": 12, "bits": "8d09", "mapping_id": 0,
+        "envelope": "none",
+    }  # fmt: skip
+    assert fields["drop"] is None
     assert one_line(EXAMPLE_B) == (
-        "10.0.0.2:12288 > 10.0.0.1:4791, 142 B, UC_WRITE_ONLY_IMM, qp 0x41, psn 0x105, "
-        "va 0x10000500, rkey 0x1f02, dma_length 64, imm 0x105005, ICRC ok, enqueue_syndromes, "
-        "request_id 7, envelope_ok False, refused envelope_crc"
+        "10.0.0.2:12288 > 10.0.0.1:4791, 142 B, UC_WRITE_ONLY_IMM, dest_qp 0x41, psn 0x105, "
+        "va 0x10000500, rkey 0x1f02, imm 0x105005, ICRC ok, message enqueue_syndromes, "
+        "request_id 7, counter 7"
     )
     assert "ICRC WRONG" in one_line(EXAMPLE_C[:-1] + b"\x00")
     assert "NAK" not in one_line(RXE[15])
     assert "syndrome 0x60" in one_line(RXE[15])
-    assert one_line(b"\x00" * 60) == "60 B, not RoCEv2: not UDP over IPv4 without options"
+    assert one_line(b"\x00" * 60).startswith("60 B, not RoCEv2: not UDP over IPv4 without")
 
 
 def test_enveloped_messages_in_words() -> None:
     envelope = rpc.Envelope(3, 1, 9)
     request = rpc.build_request(ENQUEUE._replace(envelope=envelope))
     fields = decode(UP.frame(roce.send_only(2, 0, request)))
-    assert (fields["envelope_ok"], fields["epoch"], fields["counter"]) == (True, 3, 7)
+    qec = fields["qec"]
+    assert (qec["envelope"], qec["epoch"], qec["counter"], fields["drop"]) == ("hil", 3, 7, None)
     response = bytearray(rpc.build_response(rpc.Response(16, 7, 0, b"", envelope)))
     line = one_line(UP.frame(roce.send_only(2, 0, bytes(response))))
-    assert line.endswith("response, status 16, request_id 7, envelope_ok True, epoch 3")
+    assert line.endswith("message response, status 16, request_id 7, epoch 3")
     response[-1] ^= 1
     line = one_line(UP.frame(roce.send_only(2, 0, bytes(response))))
-    assert line.endswith("envelope_ok False, refused envelope_crc")
-    assert decode(UP.frame(roce.send_only(2, 0, b"other")))["payload"] == 5
+    assert line.endswith("refused: envelope_crc")
+    damaged = bytearray(request)
+    damaged[60] ^= 1
+    assert decode(UP.frame(roce.send_only(2, 0, bytes(damaged))))["drop"] == "envelope_crc"
+    other = decode(UP.frame(roce.send_only(2, 0, b"other")))
+    assert (other["payload_len"], other["drop"]) == (5, "length")
 
 
 def test_frames_that_are_not_roce_are_refused() -> None:

@@ -1,0 +1,143 @@
+"""What can be chosen from: scenarios, rack profiles, decoders, links. What ``hil list`` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.resources import files
+from pathlib import Path
+from typing import Final, get_args
+
+import hil
+from gpu_decoder.build import NAMES
+from hil.errors import UsageError
+from hil.scenario.load import load_scenario
+from hil.scenario.model import Evidence, NetworkBinding
+from hil.scenario.rack_profile import profile_names
+from hil.scenario.text import read_document
+
+WEAKEST_FIRST: Final[tuple[Evidence, ...]] = ("assumed", "modelled", "rtl", "measured")
+
+_LINKS: Final = {
+    "virtual": "arrays in one process, no frame; latencies are the scenario's models",
+    "soft_roce": "RoCEv2 frames with exact ICRC over UDP sockets on loopback, real processes; "
+    "no RDMA device: its timing says nothing about one",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ScenarioRow:
+    """One scenario file. ``problem``: first error of a file that is not valid, else empty."""
+
+    file: str
+    id: str
+    title: str
+    profiles: tuple[str, ...]
+    use: str
+    tags: tuple[str, ...]
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileRow:
+    """One shipped rack. ``evidence``: class and number of figures, weakest first."""
+
+    name: str
+    title: str
+    evidence: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderRow:
+    """One decoder name. ``version`` of its package, empty if that is not installed."""
+
+    name: str
+    package: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRow:
+    """One network backend and how real it is."""
+
+    name: str
+    what: str
+
+
+def scenario_folder(folder: Path | None) -> Path:
+    """The folder to list: the given one, ``./scenarios``, or that of the checkout.
+
+    Raises:
+        UsageError: there is none.
+    """
+    shipped = Path(hil.__file__).parent.parent / "scenarios"
+    candidates = [folder] if folder is not None else [Path("scenarios"), shipped]
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate
+    raise UsageError(
+        "no folder of scenarios",
+        where=str(candidates[0]),
+        fix="give one with --folder, or begin one with `hil init DIR`",
+    )
+
+
+def scenarios(folder: Path | None = None) -> list[ScenarioRow]:
+    """All YAML files of a folder, broken ones included, by name."""
+    return [_scenario(path) for path in sorted(scenario_folder(folder).glob("*.yaml"))]
+
+
+def _scenario(path: Path) -> ScenarioRow:
+    try:
+        found = load_scenario(path).scenario
+    except UsageError as error:
+        lines = [line for line in error.message.splitlines() if "[E" in line]
+        first = (lines or error.message.splitlines())[0].removeprefix(f"{path}:")
+        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+        return ScenarioRow(str(path), "", "", (), "", (), first + more)
+    return ScenarioRow(
+        str(path), found.id, found.title, tuple(found.bind.profiles), found.bind.use, found.tags
+    )
+
+
+def profiles() -> list[ProfileRow]:
+    """The shipped racks."""
+    return [_profile(name) for name in profile_names()]
+
+
+def _profile(name: str) -> ProfileRow:
+    text = files("hil").joinpath("rack", "profiles", f"{name}.yaml").read_text(encoding="utf-8")
+    data = read_document(text, f"{name}.yaml").data
+    seen = list(_evidence(data))
+    counts = tuple((e, seen.count(e)) for e in WEAKEST_FIRST if e in seen)
+    title = str(data.get("title", "")) if isinstance(data, dict) else ""
+    return ProfileRow(name, title, counts)
+
+
+def _evidence(data: object) -> Iterator[str]:
+    """Every evidence class that a profile names; ``doc`` is read as ``assumed``."""
+    if isinstance(data, dict):
+        for key, value in data.items():
+            if key == "evidence" and isinstance(value, str):
+                yield "assumed" if value == "doc" else value
+            else:
+                yield from _evidence(value)
+    elif isinstance(data, list | tuple):
+        for value in data:
+            yield from _evidence(value)
+
+
+def decoders() -> list[DecoderRow]:
+    """Names for ``system.decoder.primary`` and ``fallback.to``."""
+    try:
+        version = metadata.version("pymatching")
+    except metadata.PackageNotFoundError:
+        version = ""
+    return [DecoderRow(name, "pymatching", version) for name in NAMES]
+
+
+def links() -> list[LinkRow]:
+    """Names for ``bind.profiles.*.network.backend``."""
+    names = get_args(NetworkBinding.model_fields["backend"].annotation)
+    return [LinkRow(name, _LINKS[name]) for name in names]
