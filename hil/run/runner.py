@@ -234,7 +234,8 @@ def _driver(rig: Rig, widths: ByteWidths) -> Batches:
     executor, rig.executor_why = choose_executor(scenario, pipeline)
     rig.executor = executor.name
     sampler = StimSampler(rig.code, scenario.run.seed)
-    return virtual.drive(sampler, source, executor, rig.decoders, scenario.run.shots)
+    cutter = BlockCutter(rig.code)
+    return virtual.drive(sampler, source, executor, rig.decoders, cutter, scenario.run.shots)
 
 
 def _live(rig: Rig, source: WorkloadSource, largest: int, widths: ByteWidths) -> Batches:

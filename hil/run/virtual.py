@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gpu_decoder.protocol import DecodedBatch, GlobalDecoder
-from hil.device.sampler import ShotBatch, StimSampler, event_counts
+from hil.device.sampler import BlockCutter, ShotBatch, StimSampler, event_counts
 from hil.rack.pipeline import StageExecutor
 from hil.rack.plan import WorkloadSource
 from hil.rack.timeline import Path, Timeline, Workload
@@ -26,6 +26,7 @@ def drive(
     source: WorkloadSource,
     executor: StageExecutor,
     decoders: Decoders,
+    cutter: BlockCutter,
     n_shots: int,
 ) -> Iterator[Driven]:
     """Run ``n_shots`` shots and yield them batch by batch."""
@@ -34,7 +35,9 @@ def drive(
     def workloads() -> Iterator[Workload]:
         for batch in sampler.batches(n_shots):
             under_way.append((batch, decoders.primary.decode_batch(batch.detectors_b8)))
-            yield source.workload(batch.batch, batch.first_shot, event_counts(batch.detectors_b8))
+            b8 = batch.detectors_b8
+            blocks = cutter.event_counts(b8) if source.replays else None
+            yield source.workload(batch.batch, batch.first_shot, event_counts(b8), blocks)
 
     for times in executor.run(workloads()):
         batch, decoded = under_way.popleft()

@@ -1,4 +1,4 @@
-"""Data models of latencies: one of five shapes. Nothing is drawn here."""
+"""Data models of latencies: one of seven shapes. Nothing is drawn here."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic import (
     Discriminator,
     Field,
     GetJsonSchemaHandler,
+    InstanceOf,
     Tag,
     ValidationInfo,
     WithJsonSchema,
@@ -20,6 +21,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 from pydantic_core import CoreSchema
 
+from hil.errors import ScenarioError
 from hil.scenario.fields import (
     DurationPs,
     Spec,
@@ -28,10 +30,16 @@ from hil.scenario.fields import (
     from_text,
     problem,
 )
+from hil.scenario.recording import Recording, decode
+from hil.scenario.vendor import Zhinst
 from hil.units import format_time
 
 _Z99 = 2.3263478740408408
 """99 % point of the standard normal distribution (``scipy.stats.norm.ppf(0.99)``)."""
+
+
+SHA256_PATTERN = r"^[0-9a-fA-F]{64}$"
+"""Hexadecimal SHA-256."""
 
 
 class Const(Spec):
@@ -142,6 +150,47 @@ class Empirical(Spec):
         return {**data, "(sha256)": digest, "(values)": tuple(row[0] for row in rows)}
 
 
+class Recorded(Spec):
+    """A stage of a recording (``hil rack fit``), replayed in recorded order.
+
+    All uses of one file replay the same recorded rounds together, so that dependence in time and
+    between stages is kept; durations follow the event counts of the simulated rounds.
+    """
+
+    dist: Literal["recorded"]
+    file: str = Field(min_length=1, description="Recording (npz) beside the file that names it.")
+    sha256: str = Field(pattern=SHA256_PATTERN, description="SHA-256 of that file.")
+    stage: str = Field(min_length=1, description="Stage of the recording.")
+    half: Literal["first", "second"] | None = Field(
+        default=None, description="One half of the recorded time, where both ways were recorded."
+    )
+    recording: SkipJsonSchema[InstanceOf[Recording] | None] = Field(
+        default=None, alias="(recording)", repr=False, exclude=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: object, info: ValidationInfo) -> object:
+        context = from_text(info)
+        if context is None or not isinstance(data, dict):
+            return data
+        name, digest = data.get("file"), data.get("sha256")
+        if not isinstance(name, str) or not name or not isinstance(digest, str):
+            return data
+        recording = _read_recording(context, name, digest)
+        stage = data.get("stage")
+        if isinstance(stage, str) and stage not in recording.stages:
+            raise problem(
+                "E401",
+                f"the recording has no stage '{stage}'",
+                got=stage,
+                allowed=", ".join(recording.stages),
+                fix="choose one of these",
+                at="stage",
+            )
+        return {**data, "(recording)": recording}
+
+
 def _shape(value: object) -> str | None:
     if isinstance(value, dict):
         dist = value.get("dist")
@@ -156,7 +205,9 @@ Latency: TypeAlias = Annotated[
     | Annotated[Normal, Tag("normal")]
     | Annotated[LogNormal, Tag("lognormal")]
     | Annotated[Cycles, Tag("cycles")]
-    | Annotated[Empirical, Tag("empirical")],
+    | Annotated[Empirical, Tag("empirical")]
+    | Annotated[Recorded, Tag("recorded")]
+    | Annotated[Zhinst, Tag("zhinst")],
     Discriminator(_shape),
 ]
 """A time, or a distribution of times."""
@@ -176,27 +227,7 @@ def read_rows(
     Raises:
         PydanticCustomError: E403 absent, E203 not numbers, E207 placeholder in the name.
     """
-    if "{" in name:
-        raise problem(
-            "E207",
-            "not yet supported: placeholders in file names",
-            got=name,
-            allowed="a plain file name",
-            fix="write the name out",
-            at=key,
-        )
-    path = context.folder / name
-    try:
-        raw = path.read_bytes()
-    except OSError as err:
-        raise problem(
-            "E403",
-            f"cannot read file '{name}'",
-            got=err.strerror or str(err),
-            allowed="a readable file, named relative to the scenario",
-            fix="correct the name or add the file",
-            at=key,
-        ) from err
+    raw = _read_file(context, name, key)
     lines = [line for line in csv.reader(raw.decode("utf-8", "replace").splitlines()) if line]
     if lines and columns > 1 and not any(cell.strip().isdigit() for cell in lines[0]):
         lines = lines[1:]
@@ -213,6 +244,54 @@ def read_rows(
     if not lines:
         raise problem("E203", f"file '{name}' holds no values", allowed="one line", at=key)
     return [[int(cell) for cell in cells] for cells in lines], hashlib.sha256(raw).hexdigest()
+
+
+def _read_file(context: TextContext, name: str, key: str) -> bytes:
+    if "{" in name:
+        raise problem(
+            "E207",
+            "not yet supported: placeholders in file names",
+            got=name,
+            allowed="a plain file name",
+            fix="write the name out",
+            at=key,
+        )
+    path = context.folder / name
+    try:
+        return path.read_bytes()
+    except OSError as err:
+        raise problem(
+            "E403",
+            f"cannot read file '{name}'",
+            got=err.strerror or str(err),
+            allowed="a readable file, named relative to the scenario",
+            fix="correct the name or add the file",
+            at=key,
+        ) from err
+
+
+def _read_recording(context: TextContext, name: str, sha256: str) -> Recording:
+    raw = _read_file(context, name, "file")
+    if hashlib.sha256(raw).hexdigest() != sha256.lower():
+        raise problem(
+            "E406",
+            f"file '{name}' is not the one that was meant: its SHA-256 differs",
+            got="another SHA-256",
+            allowed=sha256,
+            fix="restore the file, or fit the rack again",
+            at="file",
+        )
+    try:
+        return decode(raw)
+    except ScenarioError as error:
+        raise problem(
+            "E406",
+            f"file '{name}' is {error.what}",
+            got=error.got,
+            allowed=error.allowed,
+            fix=error.fix,
+            at="file",
+        ) from error
 
 
 def _is_count(cell: str) -> bool:
@@ -234,3 +313,20 @@ EvidenceField: TypeAlias = Annotated[
     WithJsonSchema({"type": "string", "enum": [*get_args(Evidence), "doc"]}),
 ]
 """Evidence of one number; ``doc`` (a published figure) counts as ``assumed``."""
+
+
+def check_evidence(latency: Latency, evidence: Evidence) -> None:
+    """A measured spread that is drawn anew in random order is not a measurement any more.
+
+    Raises:
+        PydanticCustomError: E510 for an independent draw with evidence ``measured``.
+    """
+    if evidence == "measured" and isinstance(latency, Normal | LogNormal | Empirical):
+        raise problem(
+            "E510",
+            "an independent draw is not 'measured': it loses the order of what was recorded",
+            got=f"dist: {latency.dist}, evidence: measured",
+            allowed="modelled, assumed; measured with a time or with dist: recorded",
+            fix="write evidence: modelled, or fit a recording with hil rack fit",
+            at="evidence",
+        )

@@ -20,7 +20,17 @@ from hil.scenario.bind import (
 )
 from hil.scenario.expect import METRICS, Expectation, Metric
 from hil.scenario.fields import DurationPs, Id, Names, PeriodPs, Spec, as_tuple, problem
-from hil.scenario.latency import Const, Cycles, Empirical, Evidence, Latency, LogNormal, Normal
+from hil.scenario.latency import (
+    Const,
+    Cycles,
+    Empirical,
+    Evidence,
+    Latency,
+    LogNormal,
+    Normal,
+    Recorded,
+    Zhinst,
+)
 from hil.scenario.rack import BoardSpec, ClockSpec, RackSpec, StageSpec
 from hil.scenario.service import ByEvents, Service
 from hil.scenario.system import (
@@ -233,6 +243,7 @@ __all__ = [
     "RackBinding",
     "RackSpec",
     "RecordSpec",
+    "Recorded",
     "RingSpec",
     "RunSpec",
     "Scenario",
@@ -244,4 +255,5 @@ __all__ = [
     "UpLinkSpec",
     "WarmupSpec",
     "WindowSpec",
+    "Zhinst",
 ]
