@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hil._version import __version__
-from hil.cli import bench, check, node, run, trace
+from hil.cli import bench, check, node, rack, run, trace
 from hil.errors import HilError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command()(check.check)
 app.add_typer(trace.app, name="trace")
 app.add_typer(node.app, name="node")
 app.add_typer(bench.app, name="bench")
+app.add_typer(rack.app, name="rack")
 
 
 @app.callback(invoke_without_command=True)

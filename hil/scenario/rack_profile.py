@@ -15,9 +15,15 @@ from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from pydantic import TypeAdapter, ValidationError
+
 from hil.errors import ScenarioError
-from hil.scenario.problems import Problem, did_you_mean
+from hil.scenario.fields import TextContext
+from hil.scenario.latency import Latency, Recorded, Zhinst
+from hil.scenario.problems import Problem, ScenarioErrors, did_you_mean
 from hil.scenario.text import Document, read_document
+from hil.scenario.translate import translate
+from hil.units import format_ps, format_time
 
 _SECTIONS: Final = ("clocks", "boards", "stages")
 _OPTIONAL: Final = ("links", "cadence")
@@ -96,7 +102,14 @@ def _check_section(document: Document, section: str, value: object) -> list[Prob
     allowed = {"links": ("up", "down"), "cadence": (*_CADENCE, "evidence", "source")}.get(section)
     if allowed is None:
         return []
-    return [_unknown(document, (section, k), allowed) for k in map(str, value) if k not in allowed]
+    missing = [] if section == "links" else [k for k in ("evidence", "source") if k not in value]
+    return [
+        *(_unknown(document, (section, k), allowed) for k in map(str, value) if k not in allowed),
+        *(
+            document.problem("E202", (section, k), f"missing key '{k}'", fix=f"add '{k}'", key=True)
+            for k in missing
+        ),
+    ]
 
 
 def _unknown(document: Document, path: tuple[str, ...], known: tuple[str, ...]) -> Problem:
@@ -109,6 +122,65 @@ def _unknown(document: Document, path: tuple[str, ...], known: tuple[str, ...]) 
         fix=did_you_mean(path[-1], known) or "remove it",
         key=True,
     )
+
+
+def profile_rows(name: str) -> tuple[str, list[tuple[str, str, str, str]]]:
+    """Title of a profile, and a row per number: part, value, evidence, source.
+
+    Args:
+        name: shipped rack, or a file relative to the working directory.
+
+    Raises:
+        ScenarioErrors: the profile is unknown, not readable or not valid.
+    """
+    document = Document("", origin={(): "hil rack show"})
+    sections, problems = _sections(document, name, Path())
+    if problems:
+        raise ScenarioErrors(problems)
+    context = TextContext(Path())
+    rows: list[tuple[str, str, str, str]] = []
+    entries = [("stage", sections["stages"]), ("link", sections.get("links", {}))]
+    for kind, bodies in entries:
+        for key, body in bodies.items():
+            if not isinstance(body, dict):
+                continue
+            value = _flow(body.get("latency", "not given"))
+            if "latency" in body:
+                try:
+                    latency = TypeAdapter[Latency](Latency).validate_python(
+                        body["latency"], context=context, by_alias=True, by_name=False
+                    )
+                except ValidationError as error:
+                    where = {kind + "s": {key: {"latency": body["latency"]}}}
+                    raise ScenarioErrors(translate(error, document, where)) from error
+                value = _shown(latency, value)
+            rows.append(
+                (f"{kind} {key}", value, str(body.get("evidence", "")), str(body.get("source", "")))
+            )
+    cadence = sections.get("cadence", {})
+    for key in _CADENCE:
+        if key in cadence:
+            rows.append(
+                (key, str(cadence[key]), str(cadence["evidence"]), str(cadence["source"]))
+            )
+    return f"rack profile {name}", rows
+
+
+def _flow(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {body}" for key, body in value.items())
+    return str(value)
+
+
+def _shown(latency: Latency, written: str) -> str:
+    if isinstance(latency, Zhinst):
+        return f"{format_time(latency.ps)}: {written}"
+    if isinstance(latency, Recorded) and latency.recording is not None:
+        p50, p999 = (latency.recording.quantile_ps(latency.stage, q) for q in (0.5, 0.999))
+        half = f", {latency.half} half" if latency.half else ""
+        rounds = latency.recording.n_rounds
+        return f"{rounds} recorded rounds, p50 {format_ps(p50)}, p99.9 {format_ps(p999)}{half}"
+    return written
 
 
 def merge_profile(

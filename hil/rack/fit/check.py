@@ -109,6 +109,18 @@ class Check:
         return worst(self.statistics)
 
 
+    @property
+    def rounds_needed(self) -> int:
+        """Rough count of rounds at which the noise of every statistic is its tolerance."""
+        rounds = self.n_fit + self.n_held_out
+        factor = max(
+            (min(entry.noise / entry.tolerance, 100.0) ** 2
+             for entry in self.statistics if entry.state is State.INCONCLUSIVE),
+            default=1.0,
+        )  # fmt: skip
+        return round(rounds * max(factor, 1.0), -3)
+
+
 def worst(statistics: tuple[Statistic, ...]) -> State:
     """Worst state of several statistics."""
     states = {entry.state for entry in statistics}
@@ -190,7 +202,7 @@ def _compare(
     out.append(Statistic("KS distance", "", 0.0, distance, distance, _KS_TOLERANCE, noise["KS"]))
     ours, theirs = lag_1(truth), float(np.mean([lag_1(row) for row in model]))
     out.append(
-        Statistic("autocorrelation, lag 1", "", ours, theirs, theirs - ours,
+        Statistic("lag-1 correlation", "", ours, theirs, theirs - ours,
                   _AUTOCORRELATION_TOLERANCE, noise["lag"])
     )  # fmt: skip
     return tuple(out)

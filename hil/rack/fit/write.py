@@ -106,9 +106,9 @@ def _lines(capture: Capture, k: int) -> bytes:
 def _profile(fitted: Fitted, shapes: dict[str, str]) -> str:
     base = read_profile(_BASE)
     lines = [
-        f"# Rack fitted by hil rack fit on {fitted.check.n_fit:,} rounds of {fitted.capture.file};",
-        f"# judged on the {fitted.check.n_held_out:,} rounds after them. Numbers: {fitted.name}.json.",
-        *(f"# {note}." for note in fitted.capture.notes),
+        f"# Fitted by hil rack fit to {fitted.check.n_fit:,} rounds of {_plain(fitted.capture.file)},",
+        f"# judged on the {fitted.check.n_held_out:,} rounds after them: {fitted.name}.json.",
+        *(f"# {_plain(note)}." for note in fitted.capture.notes),
         f"title: {_quoted(f'Rack {fitted.name}, fitted to {fitted.capture.file}')}",
         "",
         "clocks:",
@@ -149,11 +149,10 @@ def _entry(fitted: Fitted, stage: str, shape: str, place: str, key: str = "") ->
 
 def _links(fitted: Fitted, shapes: dict[str, str]) -> list[str]:
     if fitted.capture.round_trip:
-        pairs = (("up", "first"), ("down", "second"))
-        halves = {} if fitted.independent else dict(pairs)
+        shape = shapes["round_trip"].removesuffix("}")
         found = [
-            _entry(fitted, "round_trip", _half(fitted, shapes["round_trip"], halves, link), "", link)
-            for link, _ in pairs
+            _entry(fitted, "round_trip", f"{shape}, half: {half}}}", "", link)
+            for link, half in (("up", "first"), ("down", "second"))
         ]
     else:
         found = [
@@ -162,16 +161,6 @@ def _links(fitted: Fitted, shapes: dict[str, str]) -> list[str]:
             if stage in shapes
         ]
     return ["links:", *(line for entry in found for line in entry)] if found else []
-
-
-def _half(fitted: Fitted, shape: str, halves: dict[str, str], link: str) -> str:
-    if fitted.independent:
-        raise UsageError(
-            "a round trip cannot be drawn independently: its halves would not add up",
-            where=fitted.capture.file,
-            fix="leave out --independent",
-        )
-    return f"{shape[:-1]}, half: {halves[link]}}}"
 
 
 def _source(fitted: Fitted, stage: str) -> str:
@@ -209,8 +198,13 @@ def _flow(value: object) -> str:
     return _quoted(text) if any(c in text for c in ":[]{}#,") else text
 
 
+def _plain(text: str) -> str:
+    """Text without characters that could end a line."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    escaped = _plain(text).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
 
