@@ -212,6 +212,9 @@ Latency: TypeAlias = Annotated[
 ]
 """A time, or a distribution of times."""
 
+LATENCY_SHAPES = ("normal", "lognormal", "cycles", "empirical", "recorded", "zhinst")
+"""Values of ``dist`` in a file; a constant is a bare time."""
+
 
 def read_rows(
     context: TextContext, name: str, columns: int, key: str

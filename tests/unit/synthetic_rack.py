@@ -61,3 +61,19 @@ def write_stamps(
         lines.append(f"{i // rounds},{i % rounds},{count}{times}")
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+_BASE = Path(__file__).parents[1] / "data" / "scenario" / "base.yaml"
+
+
+def with_profile(folder: Path, profile: str, *changes: tuple[str, str]) -> Path:
+    """The small test scenario, fault-free, with the rack of ``profile``; ``changes`` come last."""
+    text = _BASE.read_text()
+    text = text[: text.index("faults:")]
+    clocks = text[text.index("    clocks:") : text.index("  links:")]
+    for old, new in ((clocks, f"    profile: {profile}\n"), *changes):
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    path = folder / "scenario.yaml"
+    path.write_text(text)
+    return path
