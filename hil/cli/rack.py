@@ -45,9 +45,7 @@ def fit(
     from hil.run.fit import FitOptions, fit_rack
 
     result = fit_rack(
-        FitOptions(
-            csv, pcap, tap_clock == "ptp", hold_out, out, name, independent, tolerance
-        )
+        FitOptions(csv, pcap, tap_clock == "ptp", hold_out, out, name, independent, tolerance)
     )
     _print(result)
     raise typer.Exit(result.exit_code)

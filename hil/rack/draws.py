@@ -22,10 +22,10 @@ from hil.scenario.latency import (
     LogNormal,
     Normal,
     Recorded,
-    Zhinst,
 )
 from hil.scenario.recording import Recording
 from hil.scenario.service import ByEvents
+from hil.scenario.vendor import Zhinst
 from hil.timebase import Ticks
 
 _Z99 = 2.3263478740408408
@@ -65,12 +65,11 @@ class Replay:
         n, r = self.events.shape
         start = self._start(recording, r)
         if len(shape) == 1 and recording.rounds_per_shot == 1:
-            rows, events = start + np.arange(n), self.events[:, -1]
+            whole = recording.replay_ps(latency.stage, start + np.arange(n), self.events[:, -1])
         else:
-            rows, events = start + np.arange(n * r).reshape(n, r), self.events
-            if len(shape) == 1:
-                rows, events = rows[:, -1], events[:, -1]
-        whole = recording.replay_ps(latency.stage, rows, events)
+            rows = start + np.arange(n * r).reshape(n, r)
+            part = np.s_[:, -1] if len(shape) == 1 else np.s_[:]
+            whole = recording.replay_ps(latency.stage, rows[part], self.events[part])
         if latency.half is None:
             return whole
         first: I64 = whole // 2
@@ -96,7 +95,7 @@ def draw(
     s = (ln(p99 - min) - mu) / 2.3263; normal is cut at ``min``; cycles are whole clock periods.
     """
     match latency:
-        case Const():
+        case Const() | Zhinst():
             return np.broadcast_to(np.int64(latency.ps), shape)
         case Cycles():
             if ticks is None:
@@ -115,8 +114,6 @@ def draw(
             if replay is None:
                 raise ValueError("a recording needs the event counts of the blocks")
             return replay.draw(latency, shape)
-        case Zhinst():
-            return np.broadcast_to(np.int64(latency.ps), shape)
         case _:
             assert_never(latency)
 
@@ -124,7 +121,7 @@ def draw(
 def predicted_ps(latency: Latency, ticks: Ticks | None = None) -> int:
     """What a policy plans with: the 99 % quantile of the model (a constant is itself)."""
     match latency:
-        case Const():
+        case Const() | Zhinst():
             return latency.ps
         case Cycles():
             if ticks is None:
@@ -141,8 +138,6 @@ def predicted_ps(latency: Latency, ticks: Ticks | None = None) -> int:
                 raise ValueError("a recording was not read")
             p99 = latency.recording.quantile_ps(latency.stage, 0.99)
             return p99 if latency.half is None else p99 - p99 // 2
-        case Zhinst():
-            return latency.ps
         case _:
             assert_never(latency)
 

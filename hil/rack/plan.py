@@ -151,8 +151,9 @@ class WorkloadSource:
     def replays(self) -> bool:
         """True where a stage or link replays a recording and needs the events of each block."""
         system = self.scenario.system
-        parts = (*system.rack.stages.values(), system.links.up, system.links.down)
-        return any(isinstance(part.latency, Recorded) for part in parts)
+        latencies = [stage.latency for stage in system.rack.stages.values()]
+        latencies += [system.links.up.latency, system.links.down.latency]
+        return any(isinstance(latency, Recorded) for latency in latencies)
 
     def workload(
         self, batch: int, first_shot: int, events: I64, block_events: I64 | None = None
@@ -199,9 +200,7 @@ class WorkloadSource:
                 stage = rack.stages[name]
                 if board in stage.at:
                     rng = stage_generator(self._seed, batch, name, board)
-                    board_ps[k, b] = draw(
-                        stage.latency, (n, r), rng, rack.ticks(board), replay
-                    )
+                    board_ps[k, b] = draw(stage.latency, (n, r), rng, rack.ticks(board), replay)
                 if k == 0:
                     board_ps[k, b] += rack.boards[board].skew_ps
         rack_ps = np.zeros((len(rack.rack_stages), n, r), dtype=np.int64)

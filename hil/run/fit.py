@@ -174,7 +174,11 @@ def _numbers(fitted: Fitted, source: Path) -> str:
             "rounds_per_shot": capture.rounds_per_shot,
             "notes": list(capture.notes),
         },
-        "rounds": {"fit": check.n_fit, "held_out": check.n_held_out, "bootstrap_block": check.block},
+        "rounds": {
+            "fit": check.n_fit,
+            "held_out": check.n_held_out,
+            "bootstrap_block": check.block,
+        },
         "window_rounds": WINDOW,
         "model": "independent draws" if fitted.independent else "recorded order",
         "evidence": fitted.evidence,

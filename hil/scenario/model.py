@@ -29,7 +29,6 @@ from hil.scenario.latency import (
     LogNormal,
     Normal,
     Recorded,
-    Zhinst,
 )
 from hil.scenario.rack import BoardSpec, ClockSpec, RackSpec, StageSpec
 from hil.scenario.service import ByEvents, Service
@@ -51,6 +50,7 @@ from hil.scenario.system import (
     UpLinkSpec,
     WindowSpec,
 )
+from hil.scenario.vendor import Zhinst
 
 SCHEMA: Final = "hil.scenario/1"
 

@@ -19,10 +19,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from hil.errors import ScenarioError
 from hil.scenario.fields import TextContext
-from hil.scenario.latency import Latency, Recorded, Zhinst
+from hil.scenario.latency import Latency, Recorded
 from hil.scenario.problems import Problem, ScenarioErrors, did_you_mean
 from hil.scenario.text import Document, read_document
 from hil.scenario.translate import translate
+from hil.scenario.vendor import Zhinst
 from hil.units import format_ps, format_time
 
 _SECTIONS: Final = ("clocks", "boards", "stages")
@@ -158,11 +159,11 @@ def profile_rows(name: str) -> tuple[str, list[tuple[str, str, str, str]]]:
                 (f"{kind} {key}", value, str(body.get("evidence", "")), str(body.get("source", "")))
             )
     cadence = sections.get("cadence", {})
-    for key in _CADENCE:
-        if key in cadence:
-            rows.append(
-                (key, str(cadence[key]), str(cadence["evidence"]), str(cadence["source"]))
-            )
+    rows += [
+        (key, str(cadence[key]), str(cadence["evidence"]), str(cadence["source"]))
+        for key in _CADENCE
+        if key in cadence
+    ]
     return f"rack profile {name}", rows
 
 
@@ -183,9 +184,7 @@ def _shown(latency: Latency, written: str) -> str:
     return written
 
 
-def merge_profile(
-    document: Document, data: object, folder: Path
-) -> tuple[object, list[Problem]]:
+def merge_profile(document: Document, data: object, folder: Path) -> tuple[object, list[Problem]]:
     """Fill the system from the profile of its rack, if it names one.
 
     Args:
@@ -206,12 +205,12 @@ def merge_profile(
         return _without(data), problems
     merged: dict[str, object] = dict(rack)
     for section in _SECTIONS:
-        path = (*_RACK, section)
-        merged[section] = _merged(document, path, sections[section], rack.get(section), problems)
+        base, given = sections[section], rack.get(section)
+        merged[section] = _merged(document, (*_RACK, section), base, given, problems)
     system = {**data["system"], "rack": merged}
     if "links" in sections:
-        path, given = ("system", "links"), system.get("links", {})
-        system["links"] = _merged(document, path, sections["links"], given, problems)
+        base, given = sections["links"], system.get("links")
+        system["links"] = _merged(document, ("system", "links"), base, given, problems)
     qpu = system.get("qpu")
     if isinstance(qpu, dict):
         cadence = sections.get("cadence", {})
@@ -253,7 +252,10 @@ def _sections(
     profile = _parse(text, name)
     if not profile.problems:
         _note_places(document, profile.document)
-    moved = {key: _moved(body, name) for key, body in profile.sections.items()}
+    moved = {
+        section: {key: _moved(body, name) for key, body in bodies.items()}
+        for section, bodies in profile.sections.items()
+    }
     return moved, [replace(found, dotted=".".join(_PLACE)) for found in profile.problems]
 
 
@@ -273,11 +275,11 @@ def _note_places(document: Document, profile: Document) -> None:
     for path, (line, col) in profile.values.items():
         if not path or path[0] == "title":
             continue
-        home = ("system",) if path[0] == "links" else _RACK
         if path[0] == "cadence":
-            home, path = ("system", "qpu"), path[1:]  # noqa: PLW2901
-        here = (*home, *path)
-        if path and here not in document.values:
+            here = ("system", "qpu", *path[1:])
+        else:
+            here = ("system", *path) if path[0] == "links" else (*_RACK, *path)
+        if len(path) > 1 and here not in document.values:
             document.origin[here] = f"{profile.name}:{line}:{col}"
             if path in profile.raw:
                 document.raw[here] = profile.raw[path]

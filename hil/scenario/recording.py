@@ -136,26 +136,20 @@ def _inconsistent(recording: Recording) -> str:
     """First rule that a recording breaks, or an empty text."""
     k, n, c = len(recording.stages), recording.own.size, recording.events_from.size
     table, ranks, own = recording.table_ps, recording.ranks, recording.own
-    edges, first = recording.edges, recording.events_from
+    edges, first, per_shot = recording.edges, recording.events_from, recording.rounds_per_shot
+    wide, narrow = {table.dtype, edges.dtype, first.dtype}, {ranks.dtype, own.dtype}
+    if wide != {np.dtype(np.int64)} or narrow != {np.dtype(np.int32)}:
+        return "types of the arrays"
     shapes = (table.shape, ranks.shape, own.shape, edges.shape, first.shape)
     if shapes != ((k, n), (k, n), (n,), (c + 1,), (c,)) or not k or not n or not c:
         return "shapes of the arrays"
-    if any(a.dtype != np.int64 for a in (table, edges, first)):
-        return "types of the arrays"
-    if any(a.dtype != np.int32 for a in (ranks, own)):
-        return "types of the arrays"
-    if first[0] != 0 or (np.diff(first) <= 0).any():
-        return "classes of event counts"
-    if edges[0] != 0 or edges[-1] != n or (np.diff(edges) <= 0).any():
-        return "edges of the classes"
-    if own.min() < 0 or own.max() >= c or ranks.min() < 0:
+    if own.min() < 0 or own.max() >= c:
         return "classes of the rounds"
-    if (ranks >= np.diff(edges)[own]).any():
-        return "ranks of the rounds"
-    if table.min() < 0:
-        return "negative durations"
-    if recording.rounds_per_shot < 0 or (
-        recording.rounds_per_shot and n % recording.rounds_per_shot
-    ):
-        return "rounds per shot"
-    return ""
+    rules = {
+        "classes of event counts": first[0] == 0 and (np.diff(first) > 0).all(),
+        "edges of the classes": edges[0] == 0 and edges[-1] == n and (np.diff(edges) > 0).all(),
+        "ranks of the rounds": ranks.min() >= 0 and (ranks < np.diff(edges)[own]).all(),
+        "negative durations": table.min() >= 0,
+        "rounds per shot": per_shot >= 0 and (not per_shot or n % per_shot == 0),
+    }
+    return next((name for name, holds in rules.items() if not holds), "")

@@ -23,17 +23,13 @@ from pydantic_core import CoreSchema
 from hil.errors import ScenarioError
 from hil.scenario.fields import Spec, from_text, problem
 from hil.scenario.latency import (
-    Const,
     Cycles,
-    Empirical,
     EvidenceField,
     Latency,
-    LogNormal,
-    Normal,
     Recorded,
-    Zhinst,
     read_rows,
 )
+from hil.scenario.vendor import Zhinst
 from hil.units import TIME, QuantityError, format_time, parse_time_ps
 
 

@@ -57,7 +57,7 @@ class Zhinst(Spec):
         total = self._total_ps()
         first = total // 2
         ps = {"whole": total, "to_hub": first, "from_hub": total - first}[self.part]
-        object.__setattr__(self, "ps", ps)  # noqa: PLC2801 - frozen; filled once, when it is read
+        object.__setattr__(self, "ps", ps)
         return self
 
     def _total_ps(self) -> int:

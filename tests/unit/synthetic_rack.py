@@ -45,9 +45,7 @@ def rack(n: int, seed: int) -> tuple[I64, I64]:
     return np.rint(np.stack([demod, np.maximum(merge, 40_000)])).astype(np.int64), events
 
 
-def write_stamps(
-    path: Path, durations_ps: I64, events: I64 | None, rounds: int = 8
-) -> Path:
+def write_stamps(path: Path, durations_ps: I64, events: I64 | None, rounds: int = 8) -> Path:
     """CSV of stamps in ns with three decimals, ``rounds`` rounds per shot, 1.1 us apart."""
     n = durations_ps.shape[1] // rounds * rounds
     head = "shot,round," + ("events," if events is not None else "")

@@ -115,7 +115,8 @@ def check_order(
     """Check that rounds follow each other, and find the stretch of whole shots.
 
     Args:
-        shot, round_: int64 [n], as recorded.
+        shot: int64 [n], as recorded.
+        round_: int64 [n], as recorded.
         places: int64 [n], line or frame of each row.
         word: what a place is called (``line``, ``frame``).
         refusals: takes up what is wrong.

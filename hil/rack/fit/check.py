@@ -108,7 +108,6 @@ class Check:
         """Worst state: one statistic that is not reproduced refuses the fit."""
         return worst(self.statistics)
 
-
     @property
     def rounds_needed(self) -> int:
         """Rough count of rounds at which the noise of every statistic is its tolerance."""
@@ -118,7 +117,7 @@ class Check:
              for entry in self.statistics if entry.state is State.INCONCLUSIVE),
             default=1.0,
         )  # fmt: skip
-        return round(rounds * max(factor, 1.0), -3)
+        return math.ceil(rounds * max(factor, 1.0) / 1_000) * 1_000
 
 
 def worst(statistics: tuple[Statistic, ...]) -> State:
@@ -212,27 +211,60 @@ def _noise(truth: I64, block: int) -> dict[str, float]:
     """Three standard errors of each statistic of the held-out part, by block bootstrap."""
     rng = seeds.generator(0, "rack", "fit", "bootstrap")
     sums, n = windows(truth), truth.size
-    last = max(1, sums.size - block)
-    count = max(1, n // block)
+    if n < MIN_BLOCKS * block:  # too few stretches for a bootstrap
+        return dict.fromkeys((*_TIMES, "KS", "lag"), math.inf)
+    of_rounds, of_windows = _Ranked.of(truth), _Ranked.of(sums)
     want = _quantiles(truth, sums)
     found: dict[str, list[float]] = {name: [] for name in (*_TIMES, "KS", "lag")}
     for _ in range(_RESAMPLES):
-        rows = (rng.integers(0, last, size=count)[:, None] + np.arange(block)).ravel()
-        rows = rows[rows < sums.size]
-        again = truth[rows]
-        for name, value in _quantiles(again, sums[rows]).items():
+        starts = rng.integers(0, sums.size - block + 1, size=n // block)
+        rows = (starts[:, None] + np.arange(block)).ravel()
+        one, many = of_rounds.counts(rows), of_windows.counts(rows)
+        for name, (windowed, q) in _TIMES.items():
+            value = of_windows.quantile(many, q) if windowed else of_rounds.quantile(one, q)
             found[name].append(value / max(want[name], 1.0))
-        found["KS"].append(ks_distance(truth, again))
-        found["lag"].append(lag_1(again))
+        found["KS"].append(of_rounds.distance(one))
+        found["lag"].append(lag_1(truth[rows]))
     noise = {name: _SIGMAS * float(np.std(values)) for name, values in found.items()}
     noise["KS"] += float(np.mean(found["KS"]))
-    for name, (of_windows, q) in _TIMES.items():
-        values = sums if of_windows else truth
+    for name, (windowed, q) in _TIMES.items():
         if q > 0.9:
-            noise[name] = max(noise[name], _episode_noise(values, q) / max(want[name], 1.0))
-    if n < MIN_BLOCKS * block:  # too few stretches for the bootstrap itself
-        noise = dict.fromkeys(noise, math.inf)
+            reach = _episode_noise(sums if windowed else truth, q)
+            noise[name] = max(noise[name], reach / max(want[name], 1.0))
     return noise
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranked:
+    """Values by rank, so that a resample needs no sorting.
+
+    Attributes:
+        levels: distinct values, increasing.
+        place: index of each value in ``levels``.
+        share: empirical distribution function at ``levels``.
+    """
+
+    levels: I64
+    place: I64
+    share: F64
+
+    @classmethod
+    def of(cls, values: I64) -> _Ranked:
+        levels, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+        return cls(levels, place, np.cumsum(counts) / values.size)
+
+    def counts(self, rows: I64) -> I64:
+        """Cumulative counts at ``levels`` of the values in ``rows``."""
+        return np.cumsum(np.bincount(self.place[rows], minlength=self.levels.size))
+
+    def quantile(self, counts: I64, q: float) -> float:
+        """Smallest value with at least the share ``q`` at or below it."""
+        at = int(np.searchsorted(counts, q * counts[-1]))
+        return float(self.levels[at])
+
+    def distance(self, counts: I64) -> float:
+        """KS distance of a resample from the values themselves."""
+        return float(np.abs(counts / counts[-1] - self.share).max())
 
 
 def _episode_noise(values: I64, q: float) -> float:
@@ -270,20 +302,20 @@ def _block(total: I64) -> int:
 def lag_1(total: I64) -> float:
     """Autocorrelation at lag 1; 0 for constant values."""
     values = total - total.mean()
-    power = float(values @ values)
-    return float(values[1:] @ values[:-1]) / power if power > 0 else 0.0
+    power = float((values * values).sum())
+    return float((values[1:] * values[:-1]).sum()) / power if power > 0 else 0.0
 
 
 def ks_distance(first: I64, second: I64) -> float:
     """Largest distance between two empirical distribution functions."""
     a, b = np.sort(first), np.sort(second)
     both = np.concatenate([a, b])
-    distance = np.searchsorted(a, both, "right") / a.size - np.searchsorted(b, both, "right") / b.size
+    distance = (
+        np.searchsorted(a, both, "right") / a.size - np.searchsorted(b, both, "right") / b.size
+    )
     return float(np.abs(distance).max())
 
 
 def _levels(n: int) -> F64:
     """Quantile levels of the picture: even in the logarithm of what lies above."""
     return 1.0 - np.geomspace(0.99, 5.0 / n, 80)
-
-

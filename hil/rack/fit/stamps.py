@@ -17,7 +17,8 @@ from hil.rack.timeline import I64
 from hil.scenario.problems import did_you_mean
 from hil.timebase import PS_PER_NS, PS_PER_S
 
-_UNITS: Final = {"ps": 1, "ns": 1_000, "us": 1_000_000}
+_UNITS: Final = {"ps": 0, "ns": 3, "us": 6}
+"""Decimal places of each unit down to ps."""
 _TIME: Final = re.compile(r"(?P<stamp>t_)?(?P<name>[A-Za-z][A-Za-z0-9_-]*)_(?P<unit>ps|ns|us)")
 _KEYS: Final = ("shot", "round", "events")
 _FPGA: Final = (
@@ -68,12 +69,12 @@ def read_csv(path: Path) -> Capture:
 
 
 def _stages(path: Path, header: list[str], rows: list[list[str]]) -> Capture:
-    names, stamps, factors, columns = _columns(path, header)
+    names, stamps, digits, columns = _columns(path, header)
     refusals = Refusals(str(path))
     table, lines = _table(rows, len(header), refusals)
     number = {key: header.index(key) for key in _KEYS if key in header}
     keys = {key: _counts(table, lines, column, key, refusals) for key, column in number.items()}
-    times = _times(table, lines, columns, factors, refusals, stamps=stamps)
+    times = _times(table, lines, columns, digits, refusals, stamps=stamps)
     refusals.check()
     if keys.get("events", np.zeros(1)).max(initial=0) > _MOST_EVENTS:
         refusals.add("event count out of range", f"line {lines[int(keys['events'].argmax())]}")
@@ -99,14 +100,12 @@ def _stages(path: Path, header: list[str], rows: list[list[str]]) -> Capture:
     ]
     if stop - start < len(lines):
         notes.append(f"{len(lines) - stop + start} row(s) of incomplete shots at the ends left out")
-    whole = Capture(
-        path.name, tuple(names), durations, keys.get("events"), per_shot, tuple(notes)
-    )
+    whole = Capture(path.name, tuple(names), durations, keys.get("events"), per_shot, tuple(notes))
     return whole.part(start, stop)
 
 
 def _columns(path: Path, header: list[str]) -> tuple[list[str], bool, list[int], list[int]]:
-    """Names, whether they are stamps, ps per unit and column of each time."""
+    """Names, whether they are stamps, decimal places to ps and column of each time."""
     where = f"{path}: line 1"
     missing = [key for key in ("shot", "round") if key not in header]
     if missing:
@@ -150,9 +149,7 @@ def _columns(path: Path, header: list[str]) -> tuple[list[str], bool, list[int],
     )
 
 
-def _table(
-    rows: list[list[str]], width: int, refusals: Refusals
-) -> tuple[list[list[str]], I64]:
+def _table(rows: list[list[str]], width: int, refusals: Refusals) -> tuple[list[list[str]], I64]:
     """Rows of the right width, and the line of each (the header is line 1)."""
     table, lines = [], []
     for line, row in enumerate(rows[1:], 2):
@@ -182,7 +179,7 @@ def _times(
     table: Sequence[Sequence[str]],
     lines: I64,
     columns: list[int],
-    factors: list[int],
+    digits: list[int],
     refusals: Refusals,
     *,
     stamps: bool,
@@ -191,9 +188,9 @@ def _times(
     out = np.zeros((len(columns), len(table)), dtype=np.int64)
     for i, row in enumerate(table):
         start = 0
-        for k, (column, factor) in enumerate(zip(columns, factors, strict=True)):
+        for k, (column, places) in enumerate(zip(columns, digits, strict=True)):
             cell = row[column].strip()
-            ps = _ps(cell, factor)
+            ps = _ps(cell, places)
             if ps is None:
                 refusals.add("not a number", f"line {lines[i]}", cell or "empty")
                 break
@@ -207,14 +204,18 @@ def _times(
     return out
 
 
-def _ps(cell: str, factor: int) -> int | None:
-    if cell.isascii() and cell.isdigit() and len(cell) < 40:
-        return int(cell) * factor
+def _ps(cell: str, places: int) -> int | None:
+    """A decimal number with its point moved by ``places``, to the nearest whole; else ``None``."""
+    if len(cell) > 40:
+        return None
+    whole, _, rest = cell.partition(".")
+    if len(rest) <= places and cell.isascii() and (whole + rest).isdigit():
+        return int(whole + rest.ljust(places, "0"))
     try:
-        value = Decimal(cell) if len(cell) < 40 else Decimal("nan")
+        value = Decimal(cell)
     except InvalidOperation:
         return None
-    return round(value * factor) if value.is_finite() and abs(value) < 10**30 else None
+    return round(value.scaleb(places)) if value.is_finite() and abs(value) < 10**30 else None
 
 
 # ----------------------------------------------------------------- the FPGA's capture core
@@ -240,7 +241,7 @@ def _fpga(path: Path, header: list[str], rows: list[list[str]]) -> Capture:
         for name in _FPGA
         if name not in {"kind", "delta_ns"}
     }
-    delta = _times(table, lines, [at["delta_ns"]], [PS_PER_NS], refusals, stamps=False)[0]
+    delta = _times(table, lines, [at["delta_ns"]], [_UNITS["ns"]], refusals, stamps=False)[0]
     refusals.check()
     for name in ("send_nsec", "recv_nsec"):
         bad = np.flatnonzero(number[name] >= _NS_PER_S)
@@ -270,9 +271,12 @@ def _fpga(path: Path, header: list[str], rows: list[list[str]]) -> Capture:
     )
     refusals.check()
     left = ", ".join(f"{n} of kind {k}" for k, n in zip(kinds, counts, strict=True) if k != used)
+    split = (
+        "round trips on one clock: the way there and the way back are not told apart and get one "
+        "half each (assumed); what the node adds is inside"
+    )
     notes = [
-        "round trips on one clock: the way there and the way back are not told apart, each gets "
-        "one half (assumed); what the node adds is inside",
+        split,
         "no event counts: durations cannot follow the events of the simulated rounds",
         f"{keep.size} frames of kind '{used}' used" + (f"; left out: {left}" if left else ""),
     ]

@@ -104,9 +104,9 @@ def _lines(capture: Capture, k: int) -> bytes:
 
 
 def _profile(fitted: Fitted, shapes: dict[str, str]) -> str:
-    base = read_profile(_BASE)
+    base, file = read_profile(_BASE), _plain(fitted.capture.file)
     lines = [
-        f"# Fitted by hil rack fit to {fitted.check.n_fit:,} rounds of {_plain(fitted.capture.file)},",
+        f"# Fitted by hil rack fit to {fitted.check.n_fit:,} rounds of {file},",
         f"# judged on the {fitted.check.n_held_out:,} rounds after them: {fitted.name}.json.",
         *(f"# {_plain(note)}." for note in fitted.capture.notes),
         f"title: {_quoted(f'Rack {fitted.name}, fitted to {fitted.capture.file}')}",
