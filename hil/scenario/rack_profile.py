@@ -319,12 +319,27 @@ def _merged(
         elif not isinstance(body, dict):
             out[name] = body
         else:
-            kept = dict(known)
-            if "latency" in body:
-                kept.pop("evidence", None)
-                kept.pop("source", None)
-            out[name] = {**kept, **body}
+            out[name] = _merged_entry(known, body)
     return out
+
+
+def _merged_entry(known: dict[str, object], body: dict[str, object]) -> dict[str, object]:
+    """One entry with single keys replaced; a new latency drops the evidence of the old one.
+
+    A latency without ``dist`` changes single keys of the profile's; parameters of a vendor's timing
+    model keep its evidence, since it is still that model that speaks.
+    """
+    new, old = body.get("latency"), known.get("latency")
+    if new is None:
+        return {**known, **body}
+    kept = dict(known)
+    if isinstance(new, dict) and isinstance(old, dict) and "dist" not in new:
+        body = {**body, "latency": {**old, **new}}
+        if old.get("dist") == "zhinst":
+            return {**kept, **body}
+    kept.pop("evidence", None)
+    kept.pop("source", None)
+    return {**kept, **body}
 
 
 def _at(data: object, path: tuple[str, ...]) -> dict[str, object] | None:

@@ -125,8 +125,8 @@ def test_zurich_equals_the_vendors_model(
         assert feedback_cycles(
             generator, analyzer, path, trigger, samples, alignment=alignment  # type: ignore[arg-type]
         ) == cycles  # fmt: skip
-    changes = ", ".join((f"generator: {generator}", f"analyzer: {analyzer}", f"path: {path}",
-                         f"trigger: {trigger}", f"alignment: {str(alignment).lower()}"))  # fmt: skip
+    changes = f"generator: {generator}, analyzer: {analyzer}, path: {path}, "
+    changes += f"trigger: {trigger}, alignment: {str(alignment).lower()}"
     stage = "{latency: {dist: zhinst, %s, integration: 508ns, %s}, evidence: assumed}"
     loaded = load_scenario(
         for_profile(tmp_path, "zurich-shf"),
@@ -158,6 +158,11 @@ def test_zurich_refuses_what_the_model_refuses(tmp_path: Path) -> None:
     for change, code in (("path=internal", "E204"), ("integration=5ns", "E205")):
         with pytest.raises(ScenarioErrors, match=code):
             load_scenario(path, overrides=[f"system.rack.stages.demod.latency.{change}"])
+    longer = load_scenario(path, overrides=["system.rack.stages.demod.latency.integration=700ns"])
+    demod = longer.scenario.system.rack.stages["demod"]
+    cycles = feedback_cycles("SHFSG", "SHFQA", "register", "zsync", 1_400, alignment=True)
+    assert demod.latency.ps == (cycles * 4_000 - 700_000) // 2  # type: ignore[union-attr]
+    assert (demod.evidence, demod.source[:8]) == ("assumed", "zhinst-t")
 
 
 # --------------------------------------------------------------------- a fitted rack, run
@@ -179,29 +184,25 @@ def test_the_trace_shows_the_held_out_latency(fitted: Path) -> None:
         RunOptions(
             out=fitted / "run",
             overrides=["run.shots=20000", "run.record.level=rounds", "expect={}",
+                       "run.record.streams=[shots, rounds, syndromes]",
                        "system.qpu.noise.p=0.004"],
         ),
     )  # fmt: skip
     with open_trace(result.trace) as trace:
-        rounds = trace.read("rounds", columns=["t_intended_ps", "t_syndrome_ps"])
-        events = np.bitwise_count(trace.read("syndromes", columns=["detectors_b8"])["detectors_b8"])
-    acquire = np.asarray(rounds["t_syndrome_ps"]) - np.asarray(rounds["t_intended_ps"])
-    events = events.sum(axis=-1)
+        rounds, syndromes = trace.stream("rounds"), trace.stream("syndromes")
+    acquire = rounds["t_syndrome_ps"] - rounds["t_intended_ps"]
+    events = np.bitwise_count(syndromes["detectors_b8"]).sum(axis=1)
     capture = read_csv(fitted / "lab.csv")
     held_out = capture.part(84_000, 120_000)
     assert held_out.events is not None
     truth, total = held_out.durations_ps.sum(axis=0), 0
     for count in (0, 1, 2):
-        have = np.quantile(acquire[events == count] - SKEW_PS, [0.5, 0.99])
+        have = np.quantile(acquire[events == count], [0.5, 0.99])
         want = np.quantile(truth[held_out.events == count], [0.5, 0.99])
         assert np.abs(have / want - 1).max() < 0.03, count
         total += int((events == count).sum())
     assert total > 0.5 * events.size
     assert events.size == 100_000
-
-
-SKEW_PS = 0
-"""The fitted boards have no skew."""
 
 
 def test_a_run_draws_what_the_check_promised(fitted: Path) -> None:

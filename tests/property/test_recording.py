@@ -99,7 +99,7 @@ def test_any_shot_can_be_made_again(
 @given(recordings())
 @settings(deadline=None, max_examples=30)
 def test_stages_of_one_recording_replay_the_same_rounds(case: tuple[Capture, Recording]) -> None:
-    capture, recording = case
+    capture, _ = case
     assert capture.events is not None
     n = capture.n_rounds // 8
     events = np.zeros((n, 8), dtype=np.int64)

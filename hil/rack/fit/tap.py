@@ -153,7 +153,7 @@ def _capture(path: Path, tap: _Tap, refusals: Refusals, *, ptp_clock: bool) -> C
     keep = np.ones(n, dtype=np.bool_)
     if len(tap.ends) > 1 and tap.ends[0] != tap.ends[1] - tap.ends[0]:
         keep[: tap.ends[0]] = False  # the tap began inside a shot
-    seen = np.array(tap.seen_ns, dtype=np.int64)
+    seen, lost = np.array(tap.seen_ns, dtype=np.int64), np.zeros(n, dtype=np.bool_)
     if ptp_clock:
         stamps = np.array(tap.stamp_ns, dtype=np.int64)
         keep_stamps = stamps[keep] == 0
@@ -165,7 +165,7 @@ def _capture(path: Path, tap: _Tap, refusals: Refusals, *, ptp_clock: bool) -> C
     else:
         back = np.array([tap.replies.get(found, -1) for found in tap.ids], dtype=np.int64)
         lost = keep & (back < 0)
-        if lost.all():
+        if lost[keep].all():
             raise UsageError(
                 "the tap holds no replies to enqueue_syndromes",
                 where=str(path),
@@ -180,7 +180,7 @@ def _capture(path: Path, tap: _Tap, refusals: Refusals, *, ptp_clock: bool) -> C
             "request to reply at the tap: the way there and the way back are not told apart, "
             "each gets one half (assumed); what the node adds is inside"
         )
-    negative = np.flatnonzero(keep & (durations < 0))
+    negative = np.flatnonzero(keep & ~lost & (durations < 0))
     if negative.size:
         i = int(negative[0])
         refusals.add(f"negative duration of {name}", f"frame {places[i]}",
