@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -62,10 +63,9 @@ def _panel(axes: Axes, check: Check, curves_ns: np.ndarray, title: str) -> None:
 
 def comparison_table(title: str, statistics: Iterable[Statistic]) -> Table:
     """Rich table of comparisons."""
-    from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("end to end", "held out", "model", "error", "allowed", "noise", ""):
         left = name in {"end to end", ""}
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
@@ -77,10 +77,11 @@ def comparison_table(title: str, statistics: Iterable[Statistic]) -> Table:
 def _cells(entry: Statistic) -> tuple[str, ...]:
     if entry.unit == "ps":
         values = (format_ps(round(entry.held_out)), format_ps(round(entry.model)))
-        share = [f"{100 * v:.2f} %" for v in (entry.error, entry.tolerance, entry.noise)]
+        share = [f"{100 * v:.2f}%" for v in (entry.error, entry.tolerance, entry.noise)]
     else:
         values = (f"{entry.held_out:.3f}", f"{entry.model:.3f}")
         share = [f"{v:.3f}" for v in (entry.error, entry.tolerance, entry.noise)]
     if not share[0].startswith("-"):
         share[0] = f"+{share[0]}"
-    return (entry.name, *values, share[0], share[1], f"± {share[2]}", str(entry.state))
+    noise = f"±{share[2]}" if math.isfinite(entry.noise) else "unknown"
+    return (entry.name, *values, share[0], share[1], noise, str(entry.state))

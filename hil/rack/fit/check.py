@@ -111,13 +111,13 @@ class Check:
     @property
     def rounds_needed(self) -> int:
         """Rough count of rounds at which the noise of every statistic is its tolerance."""
-        rounds = self.n_fit + self.n_held_out
-        factor = max(
-            (min(entry.noise / entry.tolerance, 100.0) ** 2
-             for entry in self.statistics if entry.state is State.INCONCLUSIVE),
-            default=1.0,
-        )  # fmt: skip
-        return math.ceil(rounds * max(factor, 1.0) / 1_000) * 1_000
+        factors = [
+            (entry.noise / entry.tolerance) ** 2
+            for entry in self.statistics
+            if entry.state is State.INCONCLUSIVE and math.isfinite(entry.noise)
+        ]
+        factor = max([1.0, MIN_BLOCKS * self.block / self.n_held_out, *factors])
+        return math.ceil((self.n_fit + self.n_held_out) * factor / 1_000) * 1_000
 
 
 def worst(statistics: tuple[Statistic, ...]) -> State:
@@ -286,17 +286,17 @@ def _episode_noise(values: I64, q: float) -> float:
 
 
 def _block(total: I64) -> int:
-    """Ten correlation times of rounds, at least ten windows."""
+    """Ten correlation times of rounds, at least three windows."""
     values = total - total.mean()
     power = np.abs(np.fft.rfft(values, 2 * values.size)) ** 2
     correlation = np.fft.irfft(power)[: values.size]
     if correlation[0] <= 0:
-        return 10 * WINDOW
+        return 3 * WINDOW
     correlation = correlation / correlation[0]
     below = np.flatnonzero(correlation < 0.05)
     end = int(below[0]) if below.size else values.size
     time = 1.0 + 2.0 * float(correlation[1:end].sum())
-    return max(10 * WINDOW, math.ceil(10 * time))
+    return max(3 * WINDOW, math.ceil(10 * time))
 
 
 def lag_1(total: I64) -> float:
