@@ -59,8 +59,6 @@ def test_show_names_every_number_with_its_source(capsys: pytest.CaptureFixture[s
     assert code == 0
     assert "arXiv:2505.15907" in "".join(out.split())
     code, _, err = run(capsys, "show", "neutral-atom")
-    assert (code, err.splitlines()[0]) == (
-        2, "error: hil rack show: error[E401]: system.rack.profile: unknown rack profile "
-        "'neutral-atom'",
-    )  # fmt: skip
+    assert code == 2
+    assert err.startswith("error: hil rack show: error[E401]: system.rack.profile: unknown rack")
     assert "did you mean 'neutral-atoms'?" in err
