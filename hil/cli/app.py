@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from hil._version import __version__
-from hil.cli import bench, check, circuit, doctor, init, listing, node, run, trace, wire
+from hil.cli import bench, check, circuit, doctor, init, listing, node, rack, run, trace, wire
 from hil.errors import HilError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.add_typer(trace.app, name="trace")
 app.add_typer(wire.app, name="wire")
 app.add_typer(node.app, name="node")
 app.add_typer(bench.app, name="bench")
+app.add_typer(rack.app, name="rack")
 
 
 @app.callback(invoke_without_command=True)

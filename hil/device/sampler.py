@@ -206,6 +206,13 @@ class BlockCutter:
             detectors_b8 = np.packbits(bits[:, self._order], axis=1, bitorder="little")
         return split_blocks(detectors_b8, self.block_bits)
 
+    def event_counts(self, detectors_b8: U8) -> NDArray[np.int64]:
+        """int64 [n, n_blocks]: detection events per block of uint8 [n, ceil(D/8)] shots."""
+        counts: NDArray[np.int64] = np.bitwise_count(self.cut(detectors_b8)).sum(
+            axis=2, dtype=np.int64
+        )
+        return counts
+
     def join(self, blocks: U8) -> U8:
         """uint8 [n, n_blocks, width_bytes] -> uint8 [n, ceil(D/8)]."""
         bits = np.zeros((blocks.shape[0], self.n_detectors), dtype=np.uint8)

@@ -6,22 +6,88 @@ to one stage never shifts another. Constants cost nothing: they are broadcast, n
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import assert_never
 
 import numpy as np
 
 from hil import seeds
+from hil.errors import ScenarioError
 from hil.rack.timeline import I64
-from hil.scenario.latency import Const, Cycles, Empirical, Latency, LogNormal, Normal
+from hil.scenario.latency import (
+    Const,
+    Cycles,
+    Empirical,
+    Latency,
+    LogNormal,
+    Normal,
+    Recorded,
+)
+from hil.scenario.recording import Recording
 from hil.scenario.service import ByEvents
+from hil.scenario.vendor import Zhinst
 from hil.timebase import Ticks
 
 _Z99 = 2.3263478740408408
 """99 % quantile of the standard normal distribution."""
 
 
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Which recorded rounds a batch replays: one stretch per recording, the same for all stages.
+
+    Attributes:
+        seed: run seed.
+        batch: number of the batch; its start in the recording is drawn from the seed tree.
+        events: int64 [n, r]: detection events of each block.
+    """
+
+    seed: int
+    batch: int
+    events: I64
+
+    def draw(self, latency: Recorded, shape: tuple[int, ...]) -> I64:
+        """Durations of ``shape`` [n, r], or [n]: those of each shot's last block.
+
+        Shots begin at recorded shots where both have equally many rounds. A recording of one row
+        per shot advances by one row per shot where one value per shot is asked for.
+
+        Raises:
+            ScenarioError: the latency was not read from a file.
+        """
+        recording = latency.recording
+        if recording is None:
+            raise ScenarioError(
+                "a recording was not read",
+                where=latency.file,
+                fix="load the scenario with load_scenario",
+            )
+        n, r = self.events.shape
+        start = self._start(recording, r)
+        if len(shape) == 1 and recording.rounds_per_shot == 1:
+            whole = recording.replay_ps(latency.stage, start + np.arange(n), self.events[:, -1])
+        else:
+            rows = start + np.arange(n * r).reshape(n, r)
+            part = np.s_[:, -1] if len(shape) == 1 else np.s_[:]
+            whole = recording.replay_ps(latency.stage, rows[part], self.events[part])
+        if latency.half is None:
+            return whole
+        first: I64 = whole // 2
+        return first if latency.half == "first" else whole - first
+
+    def _start(self, recording: Recording, n_blocks: int) -> int:
+        rng = seeds.generator(self.seed, "rack", "recording", recording.sha256, self.batch)
+        start = int(rng.integers(recording.n_rounds))
+        same = recording.rounds_per_shot == n_blocks
+        return start - start % n_blocks if same else start
+
+
 def draw(
-    latency: Latency, shape: tuple[int, ...], rng: np.random.Generator, ticks: Ticks | None = None
+    latency: Latency,
+    shape: tuple[int, ...],
+    rng: np.random.Generator,
+    ticks: Ticks | None = None,
+    replay: Replay | None = None,
 ) -> I64:
     """Int64 array of ``shape`` (ps), read-only where it is a constant.
 
@@ -29,7 +95,7 @@ def draw(
     s = (ln(p99 - min) - mu) / 2.3263; normal is cut at ``min``; cycles are whole clock periods.
     """
     match latency:
-        case Const():
+        case Const() | Zhinst():
             return np.broadcast_to(np.int64(latency.ps), shape)
         case Cycles():
             if ticks is None:
@@ -44,6 +110,10 @@ def draw(
         case Empirical():
             values_ps = np.array(latency.values_ps, dtype=np.int64)
             return values_ps[rng.integers(0, values_ps.size, size=shape)]
+        case Recorded():
+            if replay is None:
+                raise ValueError("a recording needs the event counts of the blocks")
+            return replay.draw(latency, shape)
         case _:
             assert_never(latency)
 
@@ -51,7 +121,7 @@ def draw(
 def predicted_ps(latency: Latency, ticks: Ticks | None = None) -> int:
     """What a policy plans with: the 99 % quantile of the model (a constant is itself)."""
     match latency:
-        case Const():
+        case Const() | Zhinst():
             return latency.ps
         case Cycles():
             if ticks is None:
@@ -63,6 +133,11 @@ def predicted_ps(latency: Latency, ticks: Ticks | None = None) -> int:
             return latency.p99_ps
         case Empirical():
             return int(np.quantile(np.array(latency.values_ps), 0.99, method="higher"))
+        case Recorded():
+            if latency.recording is None:
+                raise ValueError("a recording was not read")
+            p99 = latency.recording.quantile_ps(latency.stage, 0.99)
+            return p99 if latency.half is None else p99 - p99 // 2
         case _:
             assert_never(latency)
 

@@ -10,11 +10,18 @@ from numpy.typing import NDArray
 from gpu_decoder.policy import PolicyConfig
 from hil.errors import ScenarioError
 from hil.rack.bulk import BulkExecutor
-from hil.rack.draws import draw, predicted_ps, predicted_service_ps, service_ps, stage_generator
+from hil.rack.draws import (
+    Replay,
+    draw,
+    predicted_ps,
+    predicted_service_ps,
+    service_ps,
+    stage_generator,
+)
 from hil.rack.events import EventExecutor
 from hil.rack.pipeline import Pipeline, StageExecutor, Station
 from hil.rack.timeline import I64, Workload
-from hil.scenario.latency import Latency
+from hil.scenario.latency import Latency, Recorded
 from hil.scenario.model import DecoderBinding, DelayFault, Scenario, StallFault
 from hil.scenario.system import DecoderSpec, LinksSpec
 from hil.timebase import PS_PER_S
@@ -140,13 +147,30 @@ class WorkloadSource:
 
     scenario: Scenario
 
-    def workload(self, batch: int, first_shot: int, events: I64) -> Workload:
-        """Samples for ``len(events)`` shots; ``events`` int64 [n] are their event counts."""
+    @property
+    def replays(self) -> bool:
+        """True where a stage or link replays a recording and needs the events of each block."""
+        system = self.scenario.system
+        latencies = [stage.latency for stage in system.rack.stages.values()]
+        latencies += [system.links.up.latency, system.links.down.latency]
+        return any(isinstance(latency, Recorded) for latency in latencies)
+
+    def workload(
+        self, batch: int, first_shot: int, events: I64, block_events: I64 | None = None
+    ) -> Workload:
+        """Samples for ``len(events)`` shots.
+
+        Args:
+            batch: number of the batch: with the run seed it fixes all draws.
+            first_shot: index of its first shot.
+            events: int64 [n], event counts of the shots.
+            block_events: int64 [n, r], of their blocks; needed where ``replays``.
+        """
         decoder = self.scenario.profile.decoder
         n, r = events.size, self.scenario.system.qpu.n_blocks
         services = _services(decoder, self.scenario.system.decoder, self._seed, batch, events)
         work = replace(
-            self.rack_only(batch, first_shot, n),
+            self.rack_only(batch, first_shot, n, block_events),
             deliver_ps=self._part(decoder.deliver, (n, r), batch, "deliver"),
             dispatch_ps=self._part(decoder.dispatch, (n,), batch, "dispatch"),
             reply_ps=self._part(decoder.reply, (n,), batch, "reply"),
@@ -157,8 +181,14 @@ class WorkloadSource:
         )
         return self.with_faults(work)
 
-    def rack_only(self, batch: int, first_shot: int, n: int) -> Workload:
-        """Rack stages and links of ``n`` shots; node and decoder parts are zero."""
+    def rack_only(
+        self, batch: int, first_shot: int, n: int, block_events: I64 | None = None
+    ) -> Workload:
+        """Rack stages and links of ``n`` shots; node and decoder parts are zero.
+
+        ``block_events`` int64 [n, r]: event counts of the blocks; needed where ``replays``.
+        """
+        replay = None if block_events is None else Replay(self._seed, batch, block_events)
         system = self.scenario.system
         rack, links = system.rack, system.links
         r = system.qpu.n_blocks
@@ -170,18 +200,18 @@ class WorkloadSource:
                 stage = rack.stages[name]
                 if board in stage.at:
                     rng = stage_generator(self._seed, batch, name, board)
-                    board_ps[k, b] = draw(stage.latency, (n, r), rng, rack.ticks(board))
+                    board_ps[k, b] = draw(stage.latency, (n, r), rng, rack.ticks(board), replay)
                 if k == 0:
                     board_ps[k, b] += rack.boards[board].skew_ps
         rack_ps = np.zeros((len(rack.rack_stages), n, r), dtype=np.int64)
         for k, name in enumerate(rack.rack_stages):
             rng = stage_generator(self._seed, batch, name)
-            rack_ps[k] = draw(rack.stages[name].latency, (n, r), rng, aggregate)
+            rack_ps[k] = draw(rack.stages[name].latency, (n, r), rng, aggregate, replay)
         return Workload(
             first_shot=first_shot,
             board_ps=board_ps,
             rack_ps=rack_ps,
-            uplink_ps=self._link(links, "up", (n, r), batch),
+            uplink_ps=self._link(links, "up", (n, r), batch, replay),
             deliver_ps=np.zeros((n, r), dtype=np.int64),
             dispatch_ps=np.zeros(n, dtype=np.int64),
             primary_ps=np.full(n, _UNUSED_PS, dtype=np.int64),
@@ -189,12 +219,13 @@ class WorkloadSource:
             fallback_ps=np.full(n, _UNUSED_PS, dtype=np.int64),
             fallback_pred_ps=np.full(n, _UNUSED_PS, dtype=np.int64),
             reply_ps=np.zeros(n, dtype=np.int64),
-            downlink_ps=self._link(links, "down", (n,), batch),
+            downlink_ps=self._link(links, "down", (n,), batch, replay),
             apply_ps=draw(
                 rack.stages["apply"].latency,
                 (n,),
                 stage_generator(self._seed, batch, "apply"),
                 aggregate,
+                replay,
             ),
         )
 
@@ -217,11 +248,19 @@ class WorkloadSource:
             raise ScenarioError("a virtual run needs this model", where=f"bind.decoder.{name}")
         return draw(latency, shape, stage_generator(self._seed, batch, "node", name))
 
-    def _link(self, links: LinksSpec, name: str, shape: tuple[int, ...], batch: int) -> I64:
+    def _link(
+        self,
+        links: LinksSpec,
+        name: str,
+        shape: tuple[int, ...],
+        batch: int,
+        replay: Replay | None,
+    ) -> I64:
         rack = self.scenario.system.rack
         link = links.up if name == "up" else links.down
         ticks = rack.ticks(rack.aggregate_board)
-        flight = draw(link.latency, shape, stage_generator(self._seed, batch, "link", name), ticks)
+        rng = stage_generator(self._seed, batch, "link", name)
+        flight = draw(link.latency, shape, rng, ticks, replay)
         if name == "up":
             return flight
         frame = FRAME_OVERHEAD_BYTES - 20 + 64 + _PREAMBLE_FCS_BYTES  # SEND: no RETH, no immediate

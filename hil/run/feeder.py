@@ -85,8 +85,9 @@ class FeedPlan:
         cutter = BlockCutter(self.models[0])
         rack = BulkExecutor(self.pipeline)
         for batch in StimSampler(self.models, self.source.scenario.run.seed).batches(self.n_shots):
+            blocks = cutter.event_counts(batch.detectors_b8)
             work = self.source.with_faults(
-                self.source.rack_only(batch.batch, batch.first_shot, batch.n_shots),
+                self.source.rack_only(batch.batch, batch.first_shot, batch.n_shots, blocks),
                 only=MODELLED_HOPS,
             )
             for start in range(0, batch.n_shots, self.chunk_shots):

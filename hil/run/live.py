@@ -105,7 +105,8 @@ class LiveRun:
 
     def _warm_up(self) -> None:
         """Compile the executor off the clock: a pause of the sender would tear shots apart."""
-        work = self.feed.source.rack_only(0, 0, 2)
+        no_events = np.zeros((2, self.pipeline.n_blocks), dtype=np.int64)
+        work = self.feed.source.rack_only(0, 0, 2, no_events)
         list(type(self.executor)(self.pipeline).run(iter([work])))
 
     def _exchange(self, feeder: Feeder, client: RackClient) -> Iterator[Driven]:

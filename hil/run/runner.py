@@ -311,12 +311,12 @@ def _driver(rig: Rig, widths: ByteWidths) -> Batches:
     pipeline = build_pipeline(scenario, largest, way_back_pred_ps=modelled_way_back_ps(scenario))
     executor, rig.executor_why = choose_executor(scenario, pipeline)
     rig.executor = executor.name
-    sampler = StimSampler(rig.models, scenario.run.seed)
     return virtual.drive(
-        sampler,
+        StimSampler(rig.models, scenario.run.seed),
         source,
         executor,
         rig.decoders,
+        BlockCutter(rig.code),
         scenario.run.shots,
         stop=lambda: bool(rig.interrupt),
         earlier=rig.earlier,

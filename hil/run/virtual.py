@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from gpu_decoder.protocol import DecodedBatch, GlobalDecoder
-from hil.device.sampler import ShotBatch, StimSampler, event_counts
+from hil.device.sampler import BlockCutter, ShotBatch, StimSampler, event_counts
 from hil.rack.pipeline import StageExecutor
 from hil.rack.plan import WorkloadSource
 from hil.rack.timeline import Path, Timeline, Workload
@@ -27,6 +27,7 @@ def drive(
     source: WorkloadSource,
     executor: StageExecutor,
     decoders: Decoders,
+    cutter: BlockCutter,
     n_shots: int,
     *,
     stop: Callable[[], bool] = lambda: False,
@@ -39,6 +40,7 @@ def drive(
         source: gives the durations of each hop.
         executor: gives their stamps and fates.
         decoders: answer them.
+        cutter: counts the events of each block where a recorded rack needs them.
         n_shots: shots wanted.
         stop: asked before each batch; no further one is begun once it says so.
         earlier: answers that an interrupted run has left.
@@ -55,7 +57,9 @@ def drive(
             if stop():
                 return
             under_way.append((batch, primary(batch)))
-            yield source.workload(batch.batch, batch.first_shot, event_counts(batch.detectors_b8))
+            b8 = batch.detectors_b8
+            blocks = cutter.event_counts(b8) if source.replays else None
+            yield source.workload(batch.batch, batch.first_shot, event_counts(b8), blocks)
 
     for times in executor.run(workloads()):
         batch, decoded = under_way.popleft()

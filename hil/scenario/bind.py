@@ -8,7 +8,7 @@ from typing import Final, Literal, TypeAlias
 from pydantic import Field, model_validator
 
 from hil.scenario.fields import Id, Spec, problem
-from hil.scenario.latency import Cycles, Latency
+from hil.scenario.latency import Cycles, Latency, Recorded
 from hil.scenario.service import Service
 
 Level: TypeAlias = Literal["mil", "sil"]
@@ -118,11 +118,14 @@ class DecoderBinding(Spec):
                 at=missing[0],
             )
         for name in ("deliver", "dispatch", "reply"):
-            if isinstance(getattr(self, name), Cycles):
+            latency = getattr(self, name)
+            if isinstance(latency, Cycles | Recorded):
                 raise problem(
                     "E204",
-                    "cycles need the clock of a board",
-                    got="cycles",
+                    "cycles need the clock of a board"
+                    if isinstance(latency, Cycles)
+                    else "this latency belongs to a stage of the rack or a link",
+                    got=latency.dist,
                     allowed="a time, normal, lognormal, empirical",
                     fix="write a time",
                     at=f"{name}.dist",

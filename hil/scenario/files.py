@@ -11,13 +11,16 @@ MAX_FILE_BYTES: Final = 16 << 20
 """Largest file that a scenario may name."""
 
 
-def read_named(context: TextContext, name: str, key: str) -> tuple[bytes, str]:
+def read_named(
+    context: TextContext, name: str, key: str, *, most_bytes: int = MAX_FILE_BYTES
+) -> tuple[bytes, str]:
     """Bytes and SHA-256 (lower-case hex) of the file ``name`` beside the scenario.
 
     Args:
         context: where relative names start.
         name: file name as written in the scenario.
         key: key of the model that holds the name, for messages.
+        most_bytes: largest size.
 
     Raises:
         PydanticCustomError: E403 absent, not a plain file or too large; E207 placeholder.
@@ -35,8 +38,8 @@ def read_named(context: TextContext, name: str, key: str) -> tuple[bytes, str]:
     try:
         if path.exists() and not path.is_file():  # a pipe or a device could be read for ever
             raise _unreadable(name, key, "not a plain file")
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise _unreadable(name, key, f"more than {MAX_FILE_BYTES >> 20} MiB")
+        if path.stat().st_size > most_bytes:
+            raise _unreadable(name, key, f"more than {most_bytes >> 20} MiB")
         raw = path.read_bytes()
     except OSError as err:
         raise _unreadable(name, key, err.strerror or str(err)) from err

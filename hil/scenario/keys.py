@@ -17,13 +17,15 @@ from hil.scenario.model import (
     Empirical,
     LogNormal,
     Normal,
+    Recorded,
     Scenario,
+    Zhinst,
 )
 
 ANY_ID = "*"
 """Stands for the id of a map entry in a pattern."""
 
-_LEAVES = (Const, Normal, LogNormal, Cycles, Empirical, ByEvents)
+_LEAVES = (Const, Normal, LogNormal, Cycles, Empirical, Recorded, Zhinst, ByEvents)
 """Models that are one value to a reader; ``docs/scenario.md`` explains their forms in prose."""
 
 

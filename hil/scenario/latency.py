@@ -1,4 +1,4 @@
-"""Data models of latencies: one of five shapes. Nothing is drawn here."""
+"""Data models of latencies: one of seven shapes. Nothing is drawn here."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import (
     Discriminator,
     Field,
     GetJsonSchemaHandler,
+    InstanceOf,
     Tag,
     ValidationInfo,
     WithJsonSchema,
@@ -19,6 +20,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 from pydantic_core import CoreSchema
 
+from hil.errors import ScenarioError
 from hil.scenario.fields import (
     DurationPs,
     Spec,
@@ -28,10 +30,18 @@ from hil.scenario.fields import (
     problem,
 )
 from hil.scenario.files import read_named
+from hil.scenario.recording import Recording, decode
+from hil.scenario.vendor import Zhinst
 from hil.units import format_time
 
 _Z99 = 2.3263478740408408
 """99 % point of the standard normal distribution (``scipy.stats.norm.ppf(0.99)``)."""
+
+
+_MAX_RECORDING_BYTES = 256 << 20
+
+SHA256_PATTERN = r"^[0-9a-fA-F]{64}$"
+"""Hexadecimal SHA-256."""
 
 
 class Const(Spec):
@@ -142,6 +152,47 @@ class Empirical(Spec):
         return {**data, "(sha256)": digest, "(values)": tuple(row[0] for row in rows)}
 
 
+class Recorded(Spec):
+    """A stage of a recording (``hil rack fit``), replayed in recorded order.
+
+    All uses of one file replay the same recorded rounds together, so that dependence in time and
+    between stages is kept; durations follow the event counts of the simulated rounds.
+    """
+
+    dist: Literal["recorded"]
+    file: str = Field(min_length=1, description="Recording (npz) beside the file that names it.")
+    sha256: str = Field(pattern=SHA256_PATTERN, description="SHA-256 of that file.")
+    stage: str = Field(min_length=1, description="Stage of the recording.")
+    half: Literal["first", "second"] | None = Field(
+        default=None, description="One half of the recorded time, where both ways were recorded."
+    )
+    recording: SkipJsonSchema[InstanceOf[Recording] | None] = Field(
+        default=None, alias="(recording)", repr=False, exclude=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: object, info: ValidationInfo) -> object:
+        context = from_text(info)
+        if context is None or not isinstance(data, dict):
+            return data
+        name, digest = data.get("file"), data.get("sha256")
+        if not isinstance(name, str) or not name or not isinstance(digest, str):
+            return data
+        recording = _read_recording(context, name, digest)
+        stage = data.get("stage")
+        if isinstance(stage, str) and stage not in recording.stages:
+            raise problem(
+                "E401",
+                f"the recording has no stage '{stage}'",
+                got=stage,
+                allowed=", ".join(recording.stages),
+                fix="choose one of these",
+                at="stage",
+            )
+        return {**data, "(recording)": recording}
+
+
 def _shape(value: object) -> str | None:
     if isinstance(value, dict):
         dist = value.get("dist")
@@ -156,10 +207,15 @@ Latency: TypeAlias = Annotated[
     | Annotated[Normal, Tag("normal")]
     | Annotated[LogNormal, Tag("lognormal")]
     | Annotated[Cycles, Tag("cycles")]
-    | Annotated[Empirical, Tag("empirical")],
+    | Annotated[Empirical, Tag("empirical")]
+    | Annotated[Recorded, Tag("recorded")]
+    | Annotated[Zhinst, Tag("zhinst")],
     Discriminator(_shape),
 ]
 """A time, or a distribution of times."""
+
+LATENCY_SHAPES = ("normal", "lognormal", "cycles", "empirical", "recorded", "zhinst")
+"""Values of ``dist`` in a file; a constant is a bare time."""
 
 
 def read_rows(
@@ -195,6 +251,30 @@ def read_rows(
     return [[int(cell) for cell in cells] for cells in lines], digest
 
 
+def _read_recording(context: TextContext, name: str, sha256: str) -> Recording:
+    raw, digest = read_named(context, name, "file", most_bytes=_MAX_RECORDING_BYTES)
+    if digest != sha256.lower():
+        raise problem(
+            "E403",
+            f"file '{name}' is another one",
+            got=f"sha256 {digest}",
+            allowed=sha256,
+            fix="restore the file, or fit the rack again",
+            at="file",
+        )
+    try:
+        return decode(raw)
+    except ScenarioError as error:
+        raise problem(
+            "E203",
+            f"file '{name}' is {error.what}",
+            got=error.got,
+            allowed=error.allowed,
+            fix=error.fix,
+            at="file",
+        ) from error
+
+
 def _is_count(cell: str) -> bool:
     text = cell.strip()
     return text.isascii() and text.isdigit() and int(text) < 2**63
@@ -214,3 +294,20 @@ EvidenceField: TypeAlias = Annotated[
     WithJsonSchema({"type": "string", "enum": [*get_args(Evidence), "doc"]}),
 ]
 """Evidence of one number; ``doc`` (a published figure) counts as ``assumed``."""
+
+
+def check_evidence(latency: Latency, evidence: Evidence) -> None:
+    """A measured spread that is drawn anew in random order is not a measurement any more.
+
+    Raises:
+        PydanticCustomError: E510 for an independent draw with evidence ``measured``.
+    """
+    if evidence == "measured" and isinstance(latency, Normal | LogNormal | Empirical):
+        raise problem(
+            "E510",
+            "an independent draw is not 'measured': it loses the order of what was recorded",
+            got=f"dist: {latency.dist}, evidence: measured",
+            allowed="modelled, assumed; measured with a time or with dist: recorded",
+            fix="write evidence: modelled, or fit a recording with hil rack fit",
+            at="evidence",
+        )

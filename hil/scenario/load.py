@@ -27,6 +27,10 @@ _CHOOSERS: Final = ("family", "model", "kind", "metric", "mode", "dist")
 """Keys that decide which other keys make sense beside them."""
 
 
+_FILLED: Final = ("system.links", "system.qpu.round_period", "system.qpu.shot_period")
+"""Keys that a rack profile may fill: not missed where the profile could not be read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A checked scenario.
@@ -76,9 +80,9 @@ def load_scenario(
         select_profile(document, bind)
     problems = [*document.problems, *failed]
     data, refused = strip_unsupported(document)
-    data, more = merge_profile(document, data)
-    problems.extend([*refused, *more])
     context = TextContext(path.resolve().parent)
+    data, more = merge_profile(document, data, context.folder)
+    problems.extend([*refused, *more])
     scenario, found = _validate(document, data, context)
     problems = _merge(problems, found)
     rules = list(check_parts(parts_of(scenario, data, context), document))
@@ -152,14 +156,15 @@ def _merge(known: list[Problem], found: list[Problem]) -> list[Problem]:
         parent, _, last = place.rpartition(".")
         if last in _CHOOSERS or last.isdigit():
             silent.add(parent)
-    if any(entry.dotted == "system.rack.profile" for entry in known):
+    no_profile = any(entry.dotted == "system.rack.profile" for entry in known)
+    if no_profile:
         silent.add("system.rack")
     out = list(known)
     seen = {(entry.code, entry.dotted, entry.line, entry.col) for entry in known}
     for entry in found:
         parts = entry.dotted.split(".")
         above = {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
-        if above & silent:
+        if above & silent or (no_profile and entry.code == "E202" and entry.dotted in _FILLED):
             continue
         mark = (entry.code, entry.dotted, entry.line, entry.col)
         if mark not in seen:

@@ -20,7 +20,16 @@ from hil.scenario.bind import (
 )
 from hil.scenario.expect import METRICS, Expectation, Metric
 from hil.scenario.fields import DurationPs, Id, Names, PeriodPs, Spec, as_tuple, problem
-from hil.scenario.latency import Const, Cycles, Empirical, Evidence, Latency, LogNormal, Normal
+from hil.scenario.latency import (
+    Const,
+    Cycles,
+    Empirical,
+    Evidence,
+    Latency,
+    LogNormal,
+    Normal,
+    Recorded,
+)
 from hil.scenario.qpu import (
     Basis,
     CircuitNoise,
@@ -49,6 +58,7 @@ from hil.scenario.system import (
     UpLinkSpec,
     WindowSpec,
 )
+from hil.scenario.vendor import Zhinst
 
 SCHEMA: Final = "hil.scenario/1"
 
@@ -244,6 +254,7 @@ __all__ = [
     "RackBinding",
     "RackSpec",
     "RecordSpec",
+    "Recorded",
     "RingSpec",
     "RunSpec",
     "Scenario",
@@ -258,4 +269,5 @@ __all__ = [
     "UserCircuit",
     "WarmupSpec",
     "WindowSpec",
+    "Zhinst",
 ]

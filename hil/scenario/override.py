@@ -78,7 +78,8 @@ def _may_add(document: Document, path: Path) -> list[str]:
         for key in ("system", "rack", "profile"):
             name = name.get(key) if isinstance(name, dict) else None
         known = read_profile(name) if isinstance(name, str) and name in profile_names() else {}
-        return list(known.get(path[-1], {}))
+        section = known.get(path[-1], {})
+        return list(section) if isinstance(section, dict) else []
     return allowed_keys(path, document.data)
 
 

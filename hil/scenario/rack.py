@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema, mod
 from pydantic.json_schema import SkipJsonSchema
 
 from hil.scenario.fields import FrequencyHz, Id, Names, Spec, TimePs, as_tuple, from_text, problem
-from hil.scenario.latency import EvidenceField, Latency
+from hil.scenario.latency import EvidenceField, Latency, check_evidence
 from hil.timebase import Ticks
 
 
@@ -100,12 +100,19 @@ class StageSpec(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _honest(self) -> StageSpec:
+        check_evidence(self.latency, self.evidence)
+        return self
+
 
 class RackSpec(Spec):
     """The control electronics. ``stages`` is in order of travel."""
 
-    profile: Id | None = Field(
-        default=None, description="Shipped rack that fills clocks, boards and stages."
+    profile: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Shipped rack, or a file (./my-rack.yaml), that fills what is left out.",
     )
     clocks: dict[Id, ClockSpec] = Field(min_length=1, description="Oscillators by id.")
     boards: dict[Id, BoardSpec] = Field(min_length=1, description="Boards by id.")

@@ -23,7 +23,7 @@ PAGE_FILE: Final = "scenario.md"
 BEGIN: Final = "<!-- generated: keys -->"
 END: Final = "<!-- end -->"
 
-_PARTIAL: Final = ("ClockSpec", "BoardSpec", "StageSpec")
+_PARTIAL: Final = ("ClockSpec", "BoardSpec", "StageSpec", "LinksSpec", "UpLinkSpec", "DownLinkSpec")
 """Entries that may hold single keys when a rack profile fills the rest."""
 
 
@@ -38,6 +38,9 @@ def json_schema() -> dict[str, Any]:
         {"required": ["profile"]},
         {"required": ["clocks", "boards", "stages"]},
     ]
+    defs["SystemSpec"]["required"].remove("links")
+    for name in ("round_period", "shot_period"):
+        defs["QpuSpec"]["required"].remove(name)
     defs["BoundProfile"]["required"].remove("level")
     for model in (schema, *defs.values()):
         for entry in model.get("properties", {}).values():

@@ -23,15 +23,13 @@ from pydantic_core import CoreSchema
 from hil.errors import ScenarioError
 from hil.scenario.fields import Spec, from_text, problem
 from hil.scenario.latency import (
-    Const,
     Cycles,
-    Empirical,
     EvidenceField,
     Latency,
-    LogNormal,
-    Normal,
+    Recorded,
     read_rows,
 )
+from hil.scenario.vendor import Zhinst
 from hil.units import TIME, QuantityError, format_time, parse_time_ps
 
 
@@ -177,11 +175,13 @@ class Service(Spec):
     def _honest(self) -> Service:
         if self.by_events is None and self.latency is None:
             raise problem("E202", "missing key 'by_events'", fix="add 'by_events'", at="by_events")
-        if isinstance(self.latency, Cycles):
+        if isinstance(self.latency, Cycles | Recorded | Zhinst):
             raise problem(
                 "E204",
-                "cycles need the clock of a board",
-                got="cycles",
+                "cycles need the clock of a board"
+                if isinstance(self.latency, Cycles)
+                else "this latency belongs to a stage of the rack or a link",
+                got=self.latency.dist,
                 allowed="a time, normal, lognormal, empirical",
                 fix="write a time",
                 at="latency.dist",
@@ -198,7 +198,7 @@ class Service(Spec):
         return self
 
     @property
-    def model(self) -> Const | Normal | LogNormal | Cycles | Empirical | ByEvents:
+    def model(self) -> Latency | ByEvents:
         """The one that was given (a table as ``ByEvents``)."""
         chosen = self.by_events if self.by_events is not None else self.latency
         if chosen is None:

@@ -15,7 +15,7 @@ from hil.scenario.fields import (
     as_tuple,
     problem,
 )
-from hil.scenario.latency import EvidenceField, Latency
+from hil.scenario.latency import EvidenceField, Latency, check_evidence
 from hil.scenario.qpu import QpuSpec
 from hil.scenario.rack import RackSpec
 from hil.units import format_time
@@ -71,6 +71,11 @@ class _Link(Spec):
                 fix="write mtu: 4096B",
                 at="mtu",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _honest(self) -> _Link:
+        check_evidence(self.latency, self.evidence)
         return self
 
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from hil.scenario.expect import STAT_PATTERN
 from hil.scenario.fields import ID_PATTERN
 from hil.scenario.keys import allowed_keys, allowed_values, description_of, homes_of
+from hil.scenario.latency import LATENCY_SHAPES
 from hil.scenario.problems import Problem, did_you_mean
 from hil.scenario.text import Document, Path
 from hil.scenario.unsupported import homes_of_not_built
@@ -145,7 +146,7 @@ def _missing(document: Document, path: Path, data: object) -> Problem:
 
 def _missing_choice(document: Document, path: Path) -> Problem:
     """A mapping without the key that says which of several it is."""
-    kinds = allowed_values(path) or ["normal", "lognormal", "cycles", "empirical"]
+    kinds = allowed_values(path) or list(LATENCY_SHAPES)
     return document.problem(
         "E202",
         path,

@@ -1,0 +1,3 @@
+"""Racks from measurements: read a capture, fit a recording, judge it on held-out rounds, write."""
+
+from __future__ import annotations
