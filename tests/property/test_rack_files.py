@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(st.sampled_from(HEADS), st.lists(st.lists(CELL, min_size=1, max_size=10), max_size=6))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_rows(folder: Path, head: str, rows: list[list[str]]) -> None:
     path = folder / "any.csv"
     path.write_text("\n".join([head, *(",".join(row) for row in rows)]))
@@ -53,7 +53,7 @@ def test_any_rows(folder: Path, head: str, rows: list[list[str]]) -> None:
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_bytes(folder: Path, raw: bytes) -> None:
     path = folder / "any.bin"
     path.write_bytes(raw)
@@ -68,7 +68,7 @@ def test_any_bytes(folder: Path, raw: bytes) -> None:
     st.integers(0, 60),
     st.text("{}[]:,-#\"' \nabz019", max_size=12),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_any_change_of_a_profile(folder: Path, at: int, cut: int, text: str) -> None:
     (folder / "any.yaml").write_text(PROFILE[:at] + text + PROFILE[at + cut :])
     for use in (

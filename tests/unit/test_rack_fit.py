@@ -40,7 +40,7 @@ def split(whole: Capture, share: float = 0.7) -> tuple[Capture, Capture]:
 # --------------------------------------------------------------------------- known truth
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(s, marks=pytest.mark.slow) for s in (2, 3))])
 def test_known_truth_is_reproduced_within_three_percent(seed: int) -> None:
     seen, unseen = split(capture(*rack(2 * N, seed)))
     check = check_fit(fit_recording(seen), unseen)
@@ -82,6 +82,7 @@ def test_a_rack_that_drifts_is_refused() -> None:
     assert "p50" in {s.name for s in check.statistics if s.state is State.NOT_REPRODUCED}
 
 
+@pytest.mark.slow
 def test_stages_that_are_mixed_up_are_refused() -> None:
     """Dependence between stages is part of the tail: shifting one stage in time loses it."""
     n = 2 * N
