@@ -168,7 +168,9 @@ class WindowMatching:
         """
         row_bytes = -(-self.n_detectors // 8)
         if detectors_b8.ndim != 2 or detectors_b8.shape[1] != row_bytes:  # noqa: PLR2004
-            raise ValueError(f"detectors_b8 has shape {detectors_b8.shape}, allowed [n, {row_bytes}]")
+            raise ValueError(
+                f"detectors_b8 has shape {detectors_b8.shape}, allowed [n, {row_bytes}]"
+            )
         events = np.unpackbits(detectors_b8, axis=1, count=self.n_detectors, bitorder="little")
         flips = self.decode_events(events)
         return DecodedBatch(

@@ -15,10 +15,11 @@ from numba import njit
 
 from gpu_decoder.protocol import Reason
 from hil.errors import UsageError
+from hil.rack.bulk_ring import NEVER, prune
+from hil.rack.bulk_windows import stream
 from hil.rack.pipeline import Pipeline, Station, WayBack, finish
-from hil.rack.timeline import I64, Path, Timeline, Workload
+from hil.rack.timeline import I64, Bools, Path, Timeline, Workload
 
-_NEVER = np.int64(2**62)
 _PRIMARY, _FALLBACK, _UNANSWERED = int(Path.PRIMARY), int(Path.FALLBACK), int(Path.UNANSWERED)
 _NONE, _DEADLINE = int(Reason.NONE), int(Reason.DEADLINE)
 _QUEUE_FULL, _LOSS = int(Reason.QUEUE_FULL), int(Reason.TRANSPORT_LOSS)
@@ -60,23 +61,6 @@ def _wire(arrive, flight, gap, free, last):  # type: ignore[no-untyped-def]
         last = max(tx[i] + flight[i], last)
         rx[i] = last
     return tx, rx, free, last
-
-
-@njit(cache=True)
-def _prune(times, counts, kinds, n, now):  # type: ignore[no-untyped-def]
-    """Drop entries whose time has come; returns their number left, slots held, next time."""
-    kept = 0
-    used = 0
-    nxt = _NEVER
-    for k in range(n):
-        if times[k] > now:
-            times[kept] = times[k]
-            counts[kept] = counts[k]
-            kinds[kept] = kinds[k]
-            used += counts[k]
-            nxt = min(nxt, times[k])
-            kept += 1
-    return kept, used, nxt
 
 
 @njit(cache=True)
@@ -123,7 +107,7 @@ def _node(  # type: ignore[no-untyped-def]
                 missing = True
                 continue
             if release_next <= rx[i, k]:
-                n_held, used, release_next = _prune(times, counts, kinds, n_held, rx[i, k])
+                n_held, used, release_next = prune(times, counts, kinds, n_held, rx[i, k])
             if used + held >= slots:
                 dropped[i, k] = True
                 refused = True
@@ -228,7 +212,7 @@ class BulkExecutor:
         self._carry = _Carry()
         policy = pipeline.policy
         room = pipeline.ring_slots + 8  # every held entry holds at least one slot
-        self._scalars = np.array([0, 0, 0, 0, 0, _NEVER], dtype=np.int64)
+        self._scalars = np.array([0, 0, 0, 0, 0, NEVER], dtype=np.int64)
         self._primary_free = np.zeros(policy.primary_workers, dtype=np.int64)
         self._fallback_free = np.zeros(policy.fallback_workers, dtype=np.int64)
         self._jobs = np.zeros((16, 3), dtype=np.int64)
@@ -300,6 +284,8 @@ class BulkExecutor:
         carry.last["deliver"] = int(last)
         rx, visible = rx.reshape(shape), visible.reshape(shape)
         lost = np.zeros(shape, dtype=np.bool_) if work.lost is None else work.lost
+        if p.windows is not None:
+            return self._windows(work, (intended, formed, tx.reshape(shape), rx, visible), lost)
         start, end, path, reason, dropped, depth, self._jobs = _node(
             rx, visible, lost, work.dispatch_ps, work.primary_ps, work.primary_pred_ps,
             work.fallback_ps, work.fallback_pred_ps, intended[:, -1],
@@ -318,4 +304,29 @@ class BulkExecutor:
             reason=reason,
             dropped=dropped,
             depth=depth,
+        )
+
+    def _windows(
+        self, work: Workload, stamps: tuple[I64, I64, I64, I64, I64], lost: Bools
+    ) -> Timeline:
+        """The node of a streaming decoder."""
+        p, plan = self._pipeline, self._pipeline.windows
+        if plan is None:
+            raise UsageError("this pipeline has no windows", where="system.decoder.window")
+        start, end, path, reason, dropped, depth = stream(
+            stamps[3], stamps[4], lost, work.dispatch_ps, work.primary_ps, plan.last_round,
+            p.ring_slots, self._scalars, self._primary_free, *self._held,
+        )  # fmt: skip
+        return finish(
+            p,
+            work,
+            self._carry.way_back,
+            stamps=stamps,
+            start_ps=start[:, -1],
+            end_ps=end[:, -1],
+            path=path,
+            reason=reason,
+            dropped=dropped,
+            depth=depth,
+            windows=(start, end),
         )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 I64: TypeAlias = NDArray[np.int64]
 U8: TypeAlias = NDArray[np.uint8]
+Bools: TypeAlias = NDArray[np.bool_]
 
 
 class Path(IntEnum):
@@ -47,7 +48,8 @@ class Workload:
         rack_ps: [n_rack_stages, n, r] stages behind the join, the last one is ``packetize``.
         uplink_ps: [n, r] propagation of the uplink (serialisation is added by the executor).
         deliver_ps: [n, r] from last bit received to payload visible to the decoder.
-        dispatch_ps: [n] from window complete to eligible for a worker.
+        dispatch_ps: [n] from window complete to eligible for a worker; [n, w] where shots are
+            decoded in w sliding windows, as are the two that follow.
         primary_ps: [n] service time of the primary decoder (> 0).
         primary_pred_ps: [n] service time that the policy predicts for the primary.
         fallback_ps: [n] service time of the fallback decoder (> 0).
@@ -106,6 +108,9 @@ class Timeline:
     a shot's rounds belong to. ``path``, ``reason`` and ``status`` are uint8 codes of ``Path``,
     ``gpu_decoder.protocol.Reason`` and ``Status``. ``dropped`` [n, r] marks frames refused by a
     full ring or lost on the way. ``queue_depth`` uint16 [n]: windows waiting when this one arrived.
+
+    With sliding windows a shot's decode stamps are those of its last window; ``t_window_start_ps``
+    and ``t_window_end_ps`` [n, w] are those of all of them, else ``None``.
     """
 
     first_shot: int
@@ -126,3 +131,5 @@ class Timeline:
     status: U8
     dropped: NDArray[np.bool_]
     queue_depth: NDArray[np.uint16]
+    t_window_start_ps: I64 | None = None
+    t_window_end_ps: I64 | None = None

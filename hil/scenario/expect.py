@@ -15,7 +15,7 @@ from hil.scenario.problems import did_you_mean
 from hil.scenario.system import HOPS
 from hil.units import TIME, QuantityError, parse_time_ps
 
-MetricKind: TypeAlias = Literal["latency", "rate", "slope", "count"]
+MetricKind: TypeAlias = Literal["latency", "rate", "slope", "count", "load"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,8 @@ class Metric:
 
     Attributes:
         name: as written in ``expect``.
-        kind: latency (quantile of a hop), rate (per shot), slope (time per shot), count.
+        kind: latency (quantile of a hop), rate (per shot), slope (time per shot), count, load (a
+            mean time over the time there is for it).
         unit: unit of limits: ``ps``, ``1``, ``ps/shot`` or ``count``.
         what: one line for people.
     """
@@ -43,6 +44,8 @@ def _metrics() -> dict[str, Metric]:
     rows = [
         Metric("latency.end_to_end", "latency", "ps", "quantile of intended to applied"),
         *hops,
+        Metric("reaction_time", "latency", "ps", "quantile of last round to correction in effect"),
+        Metric("window.load", "load", "1", "mean window service / (commit x round_period)"),
         Metric("deadline.miss_rate", "rate", "1", "shots without an applied answer in time"),
         Metric("decoder.fallback_rate", "rate", "1", "shots answered by the fallback decoder"),
         Metric("decoder.unanswered_rate", "rate", "1", "shots declared unanswered"),
@@ -72,6 +75,7 @@ _KEYS_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "rate": ("metric", "max", "min", "marginal", "confidence", "scope"),
     "slope": ("metric", "max", "min", "marginal", "confidence", "scope"),
     "count": ("metric", "equals", "scope"),
+    "load": ("metric", "max", "min", "marginal", "confidence", "scope"),
 }
 
 
@@ -136,6 +140,8 @@ class Expectation(Spec):
             return value
         if metric.kind == "rate":
             return _rate_limit(value)
+        if metric.kind == "load":
+            return _load_limit(value)
         limit = _time_limit(value)
         if metric.kind == "latency" and limit <= 0:
             raise problem("E205", "out of range", got=str(value), allowed="> 0ps", fix="write 60us")
@@ -236,7 +242,24 @@ _EXAMPLES: Final[Mapping[str, Mapping[str, str]]] = {
     "rate": {"max": "1.0e-3"},
     "slope": {"max": "1ns"},
     "count": {"equals": "0"},
+    "load": {"max": "0.9"},
 }
+
+
+def _load_limit(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise problem(
+            "E203", "wrong type", got=str(value), allowed="a number", fix="write for example 0.9"
+        )
+    if not 0 < value < float("inf"):
+        raise problem(
+            "E205",
+            "limit of a load out of range",
+            got=f"{value:g}",
+            allowed="> 0; below 1 the decoder keeps up",
+            fix="write for example 0.9",
+        )
+    return value
 
 
 def _rate_limit(value: object) -> object:

@@ -1,0 +1,25 @@
+"""Slots of the ring in the bulk executor: who holds how many, until when."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+NEVER = np.int64(2**62)
+
+
+@njit(cache=True)
+def prune(times, counts, kinds, n, now):  # type: ignore[no-untyped-def]
+    """Drop entries whose time has come; returns their number left, slots held, next time."""
+    kept = 0
+    used = 0
+    nxt = NEVER
+    for k in range(n):
+        if times[k] > now:
+            times[kept] = times[k]
+            counts[kept] = counts[k]
+            kinds[kept] = kinds[k]
+            used += counts[k]
+            nxt = min(nxt, times[k])
+            kept += 1
+    return kept, used, nxt
