@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_decoder.policy import PolicyConfig
+from gpu_decoder.windows import WindowPlan
 from hil.errors import ScenarioError
 from hil.rack.bulk import BulkExecutor
 from hil.rack.draws import draw, predicted_ps, predicted_service_ps, service_ps, stage_generator
@@ -48,12 +49,14 @@ def build_pipeline(
     system = scenario.system
     n_blocks = system.qpu.n_blocks
     slots = system.decoder.ring.slots
-    if slots < n_blocks:
+    windows = window_plan(scenario)
+    need = n_blocks if windows is None else min(n_blocks, windows.length)
+    if slots < need:
         raise ScenarioError(
-            "the ring cannot hold one shot",
+            f"the ring cannot hold one {'shot' if windows is None else 'window'}",
             where="system.decoder.ring.slots",
             got=str(slots),
-            allowed=f">= {n_blocks} (rounds + final readout)",
+            allowed=f">= {need} ({'rounds + final readout' if windows is None else 'commit + buffer'})",
             fix="raise slots or lower rounds",
         )
     up = system.links.up
@@ -86,7 +89,16 @@ def build_pipeline(
             fallback_workers=fallback.workers,
             way_back_pred_ps=way_back_pred_ps,
         ),
+        windows=windows,
     )
+
+
+def window_plan(scenario: Scenario) -> WindowPlan | None:
+    """The windows of a shot in blocks; ``None`` where it is decoded as a whole."""
+    sliding = scenario.system.decoder.window.sliding
+    if sliding is None:
+        return None
+    return WindowPlan(scenario.system.qpu.n_blocks, *sliding)
 
 
 def _station(scenario: Scenario, name: str) -> Station:
@@ -141,14 +153,17 @@ class WorkloadSource:
     scenario: Scenario
 
     def workload(self, batch: int, first_shot: int, events: I64) -> Workload:
-        """Samples for ``len(events)`` shots; ``events`` int64 [n] are their event counts."""
+        """Samples for ``len(events)`` shots.
+
+        ``events`` int64 [n] are the event counts of the shots, or [n, w] those of their windows.
+        """
         decoder = self.scenario.profile.decoder
-        n, r = events.size, self.scenario.system.qpu.n_blocks
+        n, r = events.shape[0], self.scenario.system.qpu.n_blocks
         services = _services(decoder, self.scenario.system.decoder, self._seed, batch, events)
         work = replace(
             self.rack_only(batch, first_shot, n),
             deliver_ps=self._part(decoder.deliver, (n, r), batch, "deliver"),
-            dispatch_ps=self._part(decoder.dispatch, (n,), batch, "dispatch"),
+            dispatch_ps=self._part(decoder.dispatch, events.shape, batch, "dispatch"),
             reply_ps=self._part(decoder.reply, (n,), batch, "reply"),
             primary_ps=services[0],
             primary_pred_ps=services[1],
@@ -239,7 +254,7 @@ def _services(
     )
     predicted = predicted_service_ps(binding.service.model, events)
     if spec.fallback.policy == "never" or binding.fallback_service is None:
-        unused = np.full(events.size, _UNUSED_PS, dtype=np.int64)
+        unused = np.full(events.shape[0], _UNUSED_PS, dtype=np.int64)
         return primary, predicted, unused, unused
     model = binding.fallback_service.model
     fallback = service_ps(model, events, stage_generator(seed, batch, "node", "fallback"))
@@ -251,7 +266,8 @@ def _stalled(work: Workload, fault: StallFault) -> Workload:
     if not 0 <= at < work.n_shots:
         return work
     primary = work.primary_ps.copy()
-    primary[at] += fault.value_ps
+    last = (at,) if primary.ndim == 1 else (at, -1)  # of a stream: the window the answer waits for
+    primary[last] += fault.value_ps
     return replace(work, primary_ps=primary)
 
 
@@ -287,6 +303,8 @@ def _delayed(work: Workload, fault: DelayFault) -> Workload:
         longer[0] += extra[:, None]
     elif fault.target == "packetize":
         longer[-1] += extra[:, None]
+    elif fault.target in ("queue", "decode") and longer.ndim > 1:
+        longer[:, -1] += extra  # of a stream: the window that the answer waits for
     else:
         longer += extra.reshape(-1, *[1] * (longer.ndim - 1))
     if fault.target == "decode":  # both decoders: the hop is the decode, whoever does it

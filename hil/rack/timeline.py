@@ -13,6 +13,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from hil.timebase import MISSING_PS
+
 I64: TypeAlias = NDArray[np.int64]
 U8: TypeAlias = NDArray[np.uint8]
 Bools: TypeAlias = NDArray[np.bool_]
@@ -133,3 +135,11 @@ class Timeline:
     queue_depth: NDArray[np.uint16]
     t_window_start_ps: I64 | None = None
     t_window_end_ps: I64 | None = None
+
+    @property
+    def window_service_ps(self) -> I64 | None:
+        """int64 [n, w]: service time of each window, ``MISSING_PS`` where it was not decoded."""
+        start, end = self.t_window_start_ps, self.t_window_end_ps
+        if start is None or end is None:
+            return None
+        return np.where(start == MISSING_PS, MISSING_PS, end - start)

@@ -12,6 +12,7 @@ from gpu_decoder.protocol import Decoder, GlobalDecoder
 from hil.device.circuits import CodeCircuit, surface_memory
 from hil.device.sampler import BlockCutter
 from hil.errors import DecoderError
+from hil.rack.plan import window_plan
 from hil.rack.timeline import U8
 from hil.run.record import RecordBuilder
 from hil.scenario.model import DelayFault, Scenario, StallFault
@@ -25,16 +26,18 @@ class Decoders:
     Attributes:
         dem_text: model of epoch 0.
         primary_name, fallback_name: names as the scenario asks for them.
+        sliding: commit and buffer rounds of sliding windows, ``None`` for whole shots.
     """
 
     dem_text: str
     primary_name: str
     fallback_name: str
+    sliding: tuple[int, int] | None = None
 
     @cached_property
     def primary(self) -> Decoder:
         """The decoder that is asked first."""
-        return _built(self.primary_name, self.dem_text, "system.decoder.primary")
+        return _built(self.primary_name, self.dem_text, "system.decoder.primary", self.sliding)
 
     @cached_property
     def fallback(self) -> Decoder:
@@ -53,9 +56,9 @@ class Decoders:
         return codes
 
 
-def _built(name: str, dem_text: str, where: str) -> Decoder:
+def _built(name: str, dem_text: str, where: str, sliding: tuple[int, int] | None = None) -> Decoder:
     try:
-        return build_decoder(name, dem_text)
+        return build_decoder(name, dem_text, sliding=sliding)
     except ValueError as error:
         raise DecoderError(
             "the decoder cannot be built", where=where, got=name, fix=str(error)
@@ -76,7 +79,7 @@ def build_circuit(scenario: Scenario) -> CodeCircuit:
 def build_decoders(scenario: Scenario, code: CodeCircuit) -> Decoders:
     """The decoders of a scenario, not built yet."""
     spec = scenario.system.decoder
-    return Decoders(code.dem_text, spec.primary, spec.fallback.to)
+    return Decoders(code.dem_text, spec.primary, spec.fallback.to, spec.window.sliding)
 
 
 def build_recorder(scenario: Scenario, cutter: BlockCutter, widths: ByteWidths) -> RecordBuilder:
@@ -93,6 +96,7 @@ def build_recorder(scenario: Scenario, cutter: BlockCutter, widths: ByteWidths) 
         shot_period_ps=scenario.system.qpu.shot_period_ps,
         measured=scenario.profile.live,
         board_mask=board_mask(scenario),
+        plan=window_plan(scenario),
         delays=tuple(f for f in faults if isinstance(f, DelayFault)),
         stalled=frozenset(f.at.shot for f in faults if isinstance(f, StallFault)),
     )

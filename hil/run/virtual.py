@@ -33,8 +33,12 @@ def drive(
 
     def workloads() -> Iterator[Workload]:
         for batch in sampler.batches(n_shots):
-            under_way.append((batch, decoders.primary.decode_batch(batch.detectors_b8)))
-            yield source.workload(batch.batch, batch.first_shot, event_counts(batch.detectors_b8))
+            decoded = decoders.primary.decode_batch(batch.detectors_b8)
+            under_way.append((batch, decoded))
+            events = decoded.window_events
+            if events is None:  # the whole shot is one window
+                events = event_counts(batch.detectors_b8)
+            yield source.workload(batch.batch, batch.first_shot, events)
 
     for times in executor.run(workloads()):
         batch, decoded = under_way.popleft()
@@ -53,4 +57,10 @@ def _answers(
     unanswered = times.path == Path.UNANSWERED
     predictions[unanswered] = 0
     executed[unanswered] = GlobalDecoder.NONE
-    return Answers(predictions, decoders.requested(times.path), executed.astype(np.uint8))
+    return Answers(
+        predictions,
+        decoders.requested(times.path),
+        executed.astype(np.uint8),
+        primary.window_events,
+        primary.commits_b8,
+    )

@@ -42,7 +42,7 @@ def check_windows(
                 fix="remove buffer",
             )
     used = bind.profiles.get(bind.use) if bind is not None else None
-    if bind is not None and used is not None and used.network.backend != "virtual":
+    if bind is not None and used is not None and used.live:
         yield document.problem(
             "E513",
             ("bind", "profiles", bind.use, "network", "backend"),

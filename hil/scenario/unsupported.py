@@ -225,7 +225,9 @@ def _closed_loop(document: Document, data: object) -> Iterator[Problem]:
         str(name)
         for name, body in (expect.items() if isinstance(expect, dict) else ())
         if isinstance(body, dict)
-        and str(body.get("metric", "")).startswith(("latency.", "deadline.", "backlog."))
+        and str(body.get("metric", "")).startswith(
+            ("latency.", "deadline.", "backlog.", "reaction_time", "window.")
+        )
     ]
     if judged:
         yield document.problem(

@@ -58,7 +58,7 @@ class TraceMeta:
         n_detectors: D of the whole shot.
         n_observables: O.
         detector_coords: float64 [D, k], stim coordinates, NaN where absent.
-        detector_round: uint16 [D], block of the shot that carries the detector (0..n_rounds).
+        detector_round: uint32 [D], block of the shot that carries the detector (0..n_rounds).
         detector_slot: uint16 [D], bit of the detector within its block.
         round_period_ps: time between two rounds of a shot.
         shot_period_ps: time between two shots.
@@ -92,7 +92,7 @@ class TraceMeta:
     n_detectors: int
     n_observables: int
     detector_coords: NDArray[np.float64]
-    detector_round: NDArray[np.uint16]
+    detector_round: NDArray[np.uint32]
     detector_slot: NDArray[np.uint16]
     round_period_ps: int
     shot_period_ps: int
@@ -223,7 +223,7 @@ def write_meta(
     model["n_detectors"] = np.uint32(meta.n_detectors)
     model["n_observables"] = np.uint32(meta.n_observables)
     model["detector_coords"] = np.asarray(meta.detector_coords, "<f8")
-    model["detector_round"] = np.asarray(meta.detector_round, "<u2")
+    model["detector_round"] = np.asarray(meta.detector_round, "<u4")
     model["detector_slot"] = np.asarray(meta.detector_slot, "<u2")
     for name, rows in (("links", meta.links), ("boards", meta.boards)):
         table = group.create_group(name)
