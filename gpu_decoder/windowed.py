@@ -24,9 +24,10 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpu_decoder.folding import FoldedModel, fold
 from gpu_decoder.protocol import (
@@ -37,6 +38,8 @@ from gpu_decoder.protocol import (
     WindowSpec,
 )
 from gpu_decoder.windows import WindowPlan
+
+Bools: TypeAlias = NDArray[np.bool_]
 
 KEPT_GRAPHS: Final = 64
 """Matching graphs kept at a time; a periodic circuit needs 2 to 20."""
@@ -68,14 +71,12 @@ class EdgeTable:
         import pymatching
 
         matching = pymatching.Matching.from_detector_error_model(folded.dem)
-        boundary = matching.boundary
+        boundary = {None, *matching.boundary}
         ends, weights, observables = [], [], []
-        for u, v, data in matching.edges():
-            if v is None or v in boundary:
-                u, v = u, -1
-            elif u is None or u in boundary:
-                u, v = v, -1
-            ends.append((u, v))
+        for edge in matching.edges():
+            *nodes, data = edge
+            real = [node for node in nodes if node not in boundary]
+            ends.append((real[0], real[1] if len(real) > 1 else -1))
             weights.append(data["weight"])
             observables.append(frozenset(data["fault_ids"]))
         table = np.array(ends, dtype=np.int64).reshape(-1, 2)
@@ -105,11 +106,12 @@ class WindowMatching:
         self._n_observables = n_observables
         rounds = edges.rounds
         first, end, commit_end = window.first_round, window.end_round, window.commit_end_round
-        far = np.where(edges.ends < 0, first, rounds[edges.ends])  # the boundary is never far
-        inside = (far >= first) & (far < end) & (edges.ends >= 0)
+        real = edges.ends >= 0  # the boundary is never far
+        far: I64Array = np.where(real, rounds[edges.ends], first)
+        inside: Bools = (far >= first) & (far < end) & real
         chosen = inside.any(axis=1) & (far >= first).all(axis=1)
         committed = (inside & (far < commit_end)).any(axis=1)
-        flips = (edges.ends >= 0) & (far >= commit_end) & committed[:, None] & chosen[:, None]
+        flips: Bools = real & (far >= commit_end) & committed[:, None] & chosen[:, None]
         self.carried = np.unique(edges.ends[flips])
         self.detectors = np.unique(edges.ends[inside & chosen[:, None]])
         here = np.flatnonzero((rounds >= first) & (rounds < end))
@@ -123,7 +125,7 @@ class WindowMatching:
                 faults = set(edges.observables[e])
                 faults |= {bit[int(d)] for d in edges.ends[e][flips[e]]}
             nodes = [node[int(d)] for d in edges.ends[e][inside[e]]]
-            add = matching.add_edge if len(nodes) == 2 else matching.add_boundary_edge  # noqa: PLR2004
+            add = matching.add_edge if len(nodes) == 2 else matching.add_boundary_edge
             add(
                 *nodes,
                 fault_ids=faults,
@@ -167,7 +169,7 @@ class WindowMatching:
             ValueError: the rows are not ceil(m/8) bytes long.
         """
         row_bytes = -(-self.n_detectors // 8)
-        if detectors_b8.ndim != 2 or detectors_b8.shape[1] != row_bytes:  # noqa: PLR2004
+        if detectors_b8.ndim != 2 or detectors_b8.shape[1] != row_bytes:
             raise ValueError(
                 f"detectors_b8 has shape {detectors_b8.shape}, allowed [n, {row_bytes}]"
             )
@@ -268,7 +270,7 @@ class SlidingMatching:
             ValueError: the rows are not ceil(D/8) bytes long, or a detector fired that no error of
                 the model flips.
         """
-        if detectors_b8.ndim != 2 or detectors_b8.shape[1] != self._row_bytes:  # noqa: PLR2004
+        if detectors_b8.ndim != 2 or detectors_b8.shape[1] != self._row_bytes:
             raise ValueError(
                 f"detectors_b8 has shape {detectors_b8.shape}, allowed [n, {self._row_bytes}]"
             )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ class CodeCircuit:
         basis: ``"X"`` or ``"Z"``, the basis of the stored logical state.
         n_rounds: rounds of stabiliser measurement (blocks minus one).
         n_observables: O.
-        coords: float64 [D, k], detector coordinates; the last one is the block.
+        coords: float32 or float64 [D, k], detector coordinates; the last one is the block.
     """
 
     circuit_text: str
@@ -37,7 +38,7 @@ class CodeCircuit:
     basis: str
     n_rounds: int
     n_observables: int
-    coords: NDArray[np.float64]
+    coords: NDArray[np.floating[Any]]
 
     @property
     def n_detectors(self) -> int:
@@ -67,7 +68,7 @@ class CodeCircuit:
         """int64 [n_blocks]: detectors per block."""
         return np.bincount(self.detector_block, minlength=self.n_blocks).astype(np.int64)
 
-    @cached_property
+    @property
     def wire_order(self) -> NDArray[np.int64]:
         """int64 [D]: detector indices sorted by block, then slot."""
         block = self.detector_block

@@ -15,16 +15,17 @@ from numpy.typing import NDArray
 F64 = NDArray[np.float64]
 
 
-def detector_coordinates(circuit: Any) -> tuple[F64, NDArray[np.int64]]:  # noqa: ANN401
+def detector_coordinates(circuit: Any) -> tuple[NDArray[np.floating[Any]], NDArray[np.uint8]]:  # noqa: ANN401
     """Coordinates of all detectors of a ``stim.Circuit``.
 
     Returns:
-        float64 [D, k], each row right-aligned (its last coordinate in the last column, zeros in
-        front), and int64 [D], number of coordinates of each detector (0: it has none).
+        float32 [D, k], float64 where that would round; each row right-aligned (its last coordinate
+        in the last column, zeros in front), and uint8 [D], number of coordinates of each detector
+        (0: it has none).
     """
     n, width = int(circuit.num_detectors), max(1, _width(circuit))
     table = np.zeros((n, width), dtype=np.float64)
-    lengths = np.zeros(n, dtype=np.int64)
+    lengths = np.zeros(n, dtype=np.uint8)
     _walk(circuit, table, lengths, np.zeros(width))
     used = int(lengths.max(initial=1))
     table = table[:, : max(1, used)]
@@ -32,7 +33,8 @@ def detector_coordinates(circuit: Any) -> tuple[F64, NDArray[np.int64]]:  # noqa
         if 0 < length < table.shape[1]:
             rows = lengths == length
             table[rows] = np.roll(table[rows], table.shape[1] - length, axis=1)
-    return table, lengths
+    short = table.astype(np.float32)
+    return (short if np.array_equal(short, table) else table), lengths
 
 
 def _width(circuit: Any) -> int:  # noqa: ANN401
@@ -46,7 +48,7 @@ def _width(circuit: Any) -> int:  # noqa: ANN401
     return widest
 
 
-def _walk(circuit: Any, table: F64, lengths: NDArray[np.int64], shift: F64) -> int:  # noqa: ANN401
+def _walk(circuit: Any, table: F64, lengths: NDArray[np.uint8], shift: F64) -> int:  # noqa: ANN401
     """Fill the first rows with the detectors of ``circuit``; returns how many.
 
     ``table`` is left-aligned here; ``shift`` [k] is what SHIFT_COORDS has added up so far, moved on
@@ -67,7 +69,7 @@ def _walk(circuit: Any, table: F64, lengths: NDArray[np.int64], shift: F64) -> i
     return at
 
 
-def _repeat(instruction: Any, table: F64, lengths: NDArray[np.int64], shift: F64) -> int:  # noqa: ANN401
+def _repeat(instruction: Any, table: F64, lengths: NDArray[np.uint8], shift: F64) -> int:  # noqa: ANN401
     body, count = instruction.body_copy(), int(instruction.repeat_count)
     before = shift.copy()
     m = _walk(body, table, lengths, shift)

@@ -65,10 +65,10 @@ class ShotBatch:
 def batch_shots(n_detectors: int) -> int:
     """Shots per sampler batch: a power of two, at most 16384 and about 8 Mbit of events.
 
-    Long memories (more than 32768 detectors, 256 shots) stay below 2 Mbit: there the arrays of the
+    Long memories (more than 32768 detectors, 256 shots) stay below 1 Mbit: there the arrays of the
     blocks, not the events, fill the memory.
     """
-    room = 2**23 if n_detectors <= LONG_SHOT_DETECTORS else 2**21
+    room = 2**23 if n_detectors <= LONG_SHOT_DETECTORS else 2**20
     wanted = max(1, min(16384, room // max(1, n_detectors)))
     return 1 << (wanted.bit_length() - 1)
 
@@ -96,6 +96,7 @@ class StimSampler:
             detectors, observables = sampler.sample(
                 self._batch_shots, separate_observables=True, bit_packed=True
             )
+            del sampler  # it holds the frames of 256 shots; what follows needs the room
             keep = min(self._batch_shots, n_shots - first)
             yield ShotBatch(first, batch, 0, detectors[:keep], observables[:keep])
 
@@ -178,8 +179,9 @@ class BlockCutter:
     """
 
     def __init__(self, code: CodeCircuit) -> None:
-        self._order = code.wire_order
-        self._identity = bool((self._order == np.arange(code.n_detectors)).all())
+        order = code.wire_order
+        self._identity = bool((order[1:] > order[:-1]).all())
+        self._order = np.empty(0, np.int64) if self._identity else order
         self.n_detectors = code.n_detectors
         self.block_bits = code.block_bits
         self.width_bytes = -(-int(code.block_bits.max()) // 8)

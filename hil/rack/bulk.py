@@ -230,8 +230,7 @@ class BulkExecutor:
 
     def run(self, workloads: Iterator[Workload]) -> Iterator[Timeline]:
         """One timeline per workload; no lookahead is needed (fates are decided in shot order)."""
-        for work in workloads:
-            yield self._batch(work)
+        yield from map(self._batch, workloads)  # holds no batch while the next one is made
 
     def _station(self, key: str, station: Station, arrive: I64, samples: I64) -> I64:
         last = self._carry.last.get(key, 0)

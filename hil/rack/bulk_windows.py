@@ -75,7 +75,7 @@ def stream(  # type: ignore[no-untyped-def]
                     ready = max(visible[i, b] + dispatch[i, k], last_ready)
                     last_ready = ready
                     if k == 0:
-                        worker = np.argmin(free)
+                        worker = int(np.argmin(free))
                         before = free[worker]
                     if k == w - 1:
                         waiting = 0

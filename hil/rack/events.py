@@ -327,7 +327,7 @@ class _World:
     def _streamed(self, shot: _Shot, start_ps: I64, end_ps: I64) -> StreamedShot:
         work, i = shot.batch.work, shot.i
 
-        def finished(answered: bool) -> None:  # noqa: FBT001
+        def finished(answered: bool) -> None:
             if answered:
                 self._decide(shot, Path.PRIMARY, Reason.NONE)
             else:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from gpu_decoder.policy import PolicyConfig
 from gpu_decoder.windows import WindowPlan
 from hil.errors import ScenarioError
-from hil.rack.bulk import BulkExecutor
 from hil.rack.draws import draw, predicted_ps, predicted_service_ps, service_ps, stage_generator
 from hil.rack.events import EventExecutor
 from hil.rack.pipeline import Pipeline, StageExecutor, Station
@@ -51,12 +50,13 @@ def build_pipeline(
     slots = system.decoder.ring.slots
     windows = window_plan(scenario)
     need = n_blocks if windows is None else min(n_blocks, windows.length)
+    rule = "rounds + final readout" if windows is None else "commit + buffer"
     if slots < need:
         raise ScenarioError(
             f"the ring cannot hold one {'shot' if windows is None else 'window'}",
             where="system.decoder.ring.slots",
             got=str(slots),
-            allowed=f">= {need} ({'rounds + final readout' if windows is None else 'commit + buffer'})",
+            allowed=f">= {need} ({rule})",
             fix="raise slots or lower rounds",
         )
     up = system.links.up
@@ -133,9 +133,11 @@ def choose_executor(scenario: Scenario, pipeline: Pipeline) -> tuple[StageExecut
         UsageError: ``bulk`` was asked for and cannot run this pipeline.
     """
     asked = scenario.profile.rack.executor
-    why_not = BulkExecutor.check(pipeline)
     if asked == "events":
         return EventExecutor(pipeline), "asked for by the profile"
+    from hil.rack.bulk import BulkExecutor  # brings the compiler: 110 MB
+
+    why_not = BulkExecutor.check(pipeline)
     if asked == "bulk":
         return BulkExecutor(pipeline), "asked for by the profile"
     if why_not:

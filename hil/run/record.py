@@ -187,6 +187,8 @@ class RecordBuilder:
         r = self._n_blocks
 
         def per_row(column: Array) -> Array:
+            if keep.size == 1:  # a long memory: constant columns cost nothing
+                return np.broadcast_to(column[keep], (r,))
             return np.repeat(column[keep], r)
 
         stamps = {

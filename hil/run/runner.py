@@ -296,6 +296,7 @@ def _drive(
             rig.audit.update(record, driven)
             rig.shots_done += driven.batch.n_shots
             progress(rig.shots_done, total)
+            del driven, record, windows  # a long memory is large: make room for the next batch
             _check_wall(rig)
         writer.flush()
     except UsageError:

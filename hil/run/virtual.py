@@ -38,11 +38,15 @@ def drive(
             events = decoded.window_events
             if events is None:  # the whole shot is one window
                 events = event_counts(batch.detectors_b8)
-            yield source.workload(batch.batch, batch.first_shot, events)
+            work = source.workload(batch.batch, batch.first_shot, events)
+            del batch, decoded, events
+            yield work
+            del work
 
     for times in executor.run(workloads()):
         batch, decoded = under_way.popleft()
         yield Driven(batch, times, _answers(batch, times, decoded, decoders))
+        del batch, decoded, times  # of a long memory only one batch fits at a time
 
 
 def _answers(

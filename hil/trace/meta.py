@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import h5py
 
 Json: TypeAlias = Mapping[str, Any]
+_ROWS_AT_ONCE: Final = 65_536
 
 
 def canonical_json(value: object) -> str:
@@ -57,7 +58,7 @@ class TraceMeta:
         dem: text of the detector error model of epoch 0.
         n_detectors: D of the whole shot.
         n_observables: O.
-        detector_coords: float64 [D, k], stim coordinates, NaN where absent.
+        detector_coords: float [D, k] (stored as float64), stim coordinates, NaN where absent.
         detector_round: uint32 [D], block of the shot that carries the detector (0..n_rounds).
         detector_slot: uint16 [D], bit of the detector within its block.
         round_period_ps: time between two rounds of a shot.
@@ -91,7 +92,7 @@ class TraceMeta:
     dem: str
     n_detectors: int
     n_observables: int
-    detector_coords: NDArray[np.float64]
+    detector_coords: NDArray[np.floating[Any]]
     detector_round: NDArray[np.uint32]
     detector_slot: NDArray[np.uint16]
     round_period_ps: int
@@ -222,7 +223,9 @@ def write_meta(
     model = group["model"]
     model["n_detectors"] = np.uint32(meta.n_detectors)
     model["n_observables"] = np.uint32(meta.n_observables)
-    model["detector_coords"] = np.asarray(meta.detector_coords, "<f8")
+    coords = model.create_dataset("detector_coords", meta.detector_coords.shape, "<f8")
+    for first in range(0, meta.n_detectors, _ROWS_AT_ONCE):
+        coords[first : first + _ROWS_AT_ONCE] = meta.detector_coords[first : first + _ROWS_AT_ONCE]
     model["detector_round"] = np.asarray(meta.detector_round, "<u4")
     model["detector_slot"] = np.asarray(meta.detector_slot, "<u2")
     for name, rows in (("links", meta.links), ("boards", meta.boards)):

@@ -28,7 +28,7 @@ WINDOWS_PER_BATCH: Final = 10
 
 
 def window_time_ps(system: SystemSpec) -> int | None:
-    """C x T: the time in which the rounds arrive that a window commits; ``None`` without windows."""
+    """C x T, in which the rounds that a window commits arrive; ``None`` without windows."""
     sliding = system.decoder.window.sliding
     return None if sliding is None else sliding[0] * system.qpu.round_period_ps
 
@@ -47,7 +47,7 @@ class WindowServices:
         The last window of a shot is left out: it may be shorter than the others.
         """
         n, w = service_ps.shape
-        if w < 2 or not n:  # noqa: PLR2004 - no full window
+        if w < 2 or not n:
             return
         where = (position[:, None] * w + np.arange(w - 1)).ravel()
         full = service_ps[:, :-1].ravel()

@@ -135,7 +135,8 @@ def test_bulk_equals_events_with_sliding_windows(case: tuple[Pipeline, int, list
     assert plan is not None
     for a, b in zip(bulk, events, strict=True):
         _same(a, b)
-        assert a.t_window_start_ps is not None and a.t_window_end_ps is not None
+        assert a.t_window_start_ps is not None
+        assert a.t_window_end_ps is not None
         answered = a.path == Path.PRIMARY
         start, end = a.t_window_start_ps[answered], a.t_window_end_ps[answered]
         assert (
