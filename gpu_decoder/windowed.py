@@ -109,11 +109,11 @@ class WindowMatching:
         real = edges.ends >= 0  # the boundary is never far
         far: I64Array = np.where(real, rounds[edges.ends], first)
         inside: Bools = (far >= first) & (far < end) & real
-        chosen = inside.any(axis=1) & (far >= first).all(axis=1)
-        committed = (inside & (far < commit_end)).any(axis=1)
-        flips: Bools = real & (far >= commit_end) & committed[:, None] & chosen[:, None]
+        chosen: Bools = np.asarray(inside.any(axis=1) & (far >= first).all(axis=1))
+        committed: Bools = np.asarray((inside & (far < commit_end)).any(axis=1))
+        flips: Bools = real & (far >= commit_end) & (committed & chosen)[:, np.newaxis]
         self.carried = np.unique(edges.ends[flips])
-        self.detectors = np.unique(edges.ends[inside & chosen[:, None]])
+        self.detectors = np.unique(edges.ends[inside & chosen[:, np.newaxis]])
         here = np.flatnonzero((rounds >= first) & (rounds < end))
         self.silent = np.setdiff1d(here, self.detectors)
         bit = {int(d): n_observables + i for i, d in enumerate(self.carried)}

@@ -135,7 +135,7 @@ def from_trace(trace: Trace) -> Metrics:
         metrics.update(
             record["shots"],
             last_blocks(record) if full else {},
-            _window_services(record, decoder["window"]) if decoded else None,
+            _window_services(record, decoder.get("window", {})) if decoded else None,
         )
         if decoded:
             metrics.add_counts(_decode_counts(record))
@@ -155,7 +155,7 @@ def last_blocks(record: Record) -> dict[str, NDArray[np.int64]]:
 
 
 def _window_time_ps(system: Mapping[str, Any]) -> int | None:
-    commit = system["decoder"]["window"].get("commit")
+    commit = system["decoder"].get("window", {}).get("commit")
     return None if commit is None else commit * system["qpu"]["round_period_ps"]
 
 
