@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 import numpy as np
 from numba import njit
+from numba.extending import register_jitable
 
 from gpu_decoder.protocol import Reason
 from hil.errors import UsageError
@@ -63,8 +65,8 @@ def _wire(arrive, flight, gap, free, last):  # type: ignore[no-untyped-def]
     return tx, rx, free, last
 
 
-@njit(cache=True)
-def _predicted_finish(jobs, n_jobs, workers, now, pred):  # type: ignore[no-untyped-def]
+@register_jitable
+def _predicted_finish(jobs: Any, n_jobs: Any, workers: Any, now: Any, pred: Any) -> Any:  # noqa: ANN401
     """Predicted finish of a job admitted now; ``jobs`` rows = start, end, prediction, in order."""
     free = np.full(workers, now)
     w = 0
@@ -193,6 +195,11 @@ class _Carry:
     way_back: WayBack = field(default_factory=WayBack)
 
 
+LONG_SHOT_BLOCKS: Final = 20_000
+"""Longer shots run interpreted: one of them takes as long as sampling it, and the compiler's 60 MB
+would be a fifth of what a memory of 1e5 rounds may use. The functions are the same."""
+
+
 class BulkExecutor:
     """See module text. ``check`` says why a pipeline cannot be run by it."""
 
@@ -209,6 +216,7 @@ class BulkExecutor:
                 fix="write executor: auto or executor: events",
             )
         self._pipeline = pipeline
+        self.compiled = pipeline.n_blocks <= LONG_SHOT_BLOCKS
         self._carry = _Carry()
         policy = pipeline.policy
         room = pipeline.ring_slots + 8  # every held entry holds at least one slot
@@ -232,13 +240,16 @@ class BulkExecutor:
         """One timeline per workload; no lookahead is needed (fates are decided in shot order)."""
         yield from map(self._batch, workloads)  # holds no batch while the next one is made
 
+    def _kernel(self, kernel: Any) -> Any:  # noqa: ANN401 - numba is untyped
+        return kernel if self.compiled else kernel.py_func
+
     def _station(self, key: str, station: Station, arrive: I64, samples: I64) -> I64:
         last = self._carry.last.get(key, 0)
         if station.servers is None:
-            out, last = _pipelined(arrive, samples, last)
+            out, last = self._kernel(_pipelined)(arrive, samples, last)
         else:
             free = self._carry.free.setdefault(key, np.zeros(station.servers, dtype=np.int64))
-            out, last = _queued(arrive, samples, free, last)
+            out, last = self._kernel(_queued)(arrive, samples, free, last)
         self._carry.last[key] = int(last)
         result: I64 = out
         return result
@@ -271,7 +282,7 @@ class BulkExecutor:
         p, carry = self._pipeline, self._carry
         intended, formed, packed = self.send_times(work)
         shape = intended.shape
-        tx, rx, mac_free, last_rx = _wire(
+        tx, rx, mac_free, last_rx = self._kernel(_wire)(
             packed.ravel(),
             (work.uplink_ps + p.frame_ps).ravel(),
             p.frame_gap_ps,
@@ -279,13 +290,15 @@ class BulkExecutor:
             carry.last.get("wire", 0),
         )
         carry.mac_free, carry.last["wire"] = int(mac_free), int(last_rx)
-        visible, last = _pipelined(rx, work.deliver_ps.ravel(), carry.last.get("deliver", 0))
+        visible, last = self._kernel(_pipelined)(
+            rx, work.deliver_ps.ravel(), carry.last.get("deliver", 0)
+        )
         carry.last["deliver"] = int(last)
         rx, visible = rx.reshape(shape), visible.reshape(shape)
         lost = np.zeros(shape, dtype=np.bool_) if work.lost is None else work.lost
         if p.windows is not None:
             return self._windows(work, (intended, formed, tx.reshape(shape), rx, visible), lost)
-        start, end, path, reason, dropped, depth, self._jobs = _node(
+        start, end, path, reason, dropped, depth, self._jobs = self._kernel(_node)(
             rx, visible, lost, work.dispatch_ps, work.primary_ps, work.primary_pred_ps,
             work.fallback_ps, work.fallback_pred_ps, intended[:, -1],
             p.policy.enabled, p.ring_slots, p.primary_deadline_ps, p.deadline_ps,
@@ -312,7 +325,7 @@ class BulkExecutor:
         p, plan = self._pipeline, self._pipeline.windows
         if plan is None:
             raise UsageError("this pipeline has no windows", where="system.decoder.window")
-        start, end, path, reason, dropped, depth = stream(
+        start, end, path, reason, dropped, depth = self._kernel(stream)(
             stamps[3], stamps[4], lost, work.dispatch_ps, work.primary_ps, plan.last_round,
             p.ring_slots, self._scalars, self._primary_free, *self._held,
         )  # fmt: skip

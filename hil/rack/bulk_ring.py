@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba import njit
+from numba.extending import register_jitable
 
 NEVER = np.int64(2**62)
 
 
-@njit(cache=True)
-def prune(times, counts, kinds, n, now):  # type: ignore[no-untyped-def]
+@register_jitable  # callable from compiled and from interpreted kernels
+def prune(times: Any, counts: Any, kinds: Any, n: Any, now: Any) -> Any:  # noqa: ANN401
     """Drop entries whose time has come; returns their number left, slots held, next time."""
     kept = 0
     used = 0

@@ -135,14 +135,16 @@ def choose_executor(scenario: Scenario, pipeline: Pipeline) -> tuple[StageExecut
     asked = scenario.profile.rack.executor
     if asked == "events":
         return EventExecutor(pipeline), "asked for by the profile"
-    from hil.rack.bulk import BulkExecutor  # brings the compiler: 110 MB
+    from hil.rack.bulk import BulkExecutor  # brings the compiler
 
     why_not = BulkExecutor.check(pipeline)
     if asked == "bulk":
         return BulkExecutor(pipeline), "asked for by the profile"
     if why_not:
         return EventExecutor(pipeline), f"bulk cannot run it: {why_not}"
-    return BulkExecutor(pipeline), "no finite buffer, no feedback: recursions are exact"
+    bulk = BulkExecutor(pipeline)
+    how = "" if bulk.compiled else "; interpreted, for a long memory"
+    return bulk, f"no finite buffer, no feedback: recursions are exact{how}"
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def test_bulk_equals_events(case: tuple[Pipeline, int, list[int]]) -> None:
         assert (a.reason[~answered] != Reason.NONE).all()
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(sliding_pipelines())
 def test_bulk_equals_events_with_sliding_windows(case: tuple[Pipeline, int, list[int]]) -> None:
     pipeline, seed, sizes = case
@@ -164,6 +164,22 @@ def test_the_random_sliding_pipelines_reach_every_fate() -> None:
     assert seen == {Reason.NONE, Reason.QUEUE_FULL, Reason.TRANSPORT_LOSS}
     assert partly > 100
     assert waited > 100
+
+
+@pytest.mark.parametrize("sliding", [True, False])
+def test_interpreted_kernels_equal_compiled_ones(sliding: bool) -> None:
+    pipeline = Pipeline(
+        8, 2, 10, 90, (Station("demod", 2),), (Station("packetize"),), 1, 1, 10, 90, 45,
+        PolicyConfig(not sliding, 1, 1, 5), WindowPlan(8, 2, 1) if sliding else None,
+    )  # fmt: skip
+    interpreted = BulkExecutor(pipeline)
+    interpreted.compiled = False
+    for a, b in zip(
+        BulkExecutor(pipeline).run(_workloads(pipeline, 6, [20, 20])),
+        interpreted.run(_workloads(pipeline, 6, [20, 20])),
+        strict=True,
+    ):
+        _same(a, b)
 
 
 def test_broken_window_executor_is_caught() -> None:
