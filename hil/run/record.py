@@ -243,7 +243,7 @@ class RecordBuilder:
             start = windows["t_decode_start_ps"][rows].ravel()
             end = windows["t_decode_end_ps"][rows].ravel()
             events = answers.window_events[rows].ravel()
-            answer = answers.commits_b8[rows].reshape(rows.size * w, -1)
+            answer = answers.commits_b8[rows].reshape(rows.size * w, answers.commits_b8.shape[2])
         applied = times.t_applied_ps[rows]
         slack = np.full((rows.size, w), MISSING_PS, dtype=np.int64)
         slack[:, -1] = np.where(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from hil.timebase import MISSING_PS
 from hil.verdict.judge import Verdict
 from hil.verdict.summary import from_trace
 
+SCENARIOS = Path(__file__).resolve().parents[2] / "scenarios"
 SMALL = (
     "system.qpu.circuit.distance=3",
     "system.qpu.circuit.rounds=40",
@@ -35,8 +37,8 @@ def _run(scenarios: Path, out: Path, *overrides: str) -> RunResult:
 
 
 @pytest.fixture(scope="module")
-def small(scenarios: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    return _run(scenarios, tmp_path_factory.mktemp("small") / "run", "run.shots=300")
+def small(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    return _run(SCENARIOS, tmp_path_factory.mktemp("small") / "run", "run.shots=300")
 
 
 def test_the_trace_is_valid_and_holds_a_row_per_window(small: RunResult) -> None:
@@ -72,7 +74,7 @@ def test_hops_of_the_last_block_add_up_and_windows_are_sequential(small: RunResu
         "t_intended_ps", "t_syndrome_ps", "t_tx_ps", "t_rx_ps", "t_visible_ps", "t_decode_start_ps",
         "t_decode_end_ps", "t_reply_tx_ps", "t_reply_rx_ps", "t_applied_ps",
     ]  # fmt: skip
-    hops = [rounds[b][last] - rounds[a][last] for a, b in zip(chain, chain[1:], strict=False)]
+    hops = [rounds[b][last] - rounds[a][last] for a, b in pairwise(chain)]
     assert all((hop >= 0).all() for hop in hops)
     assert (sum(hops) == rounds["latency_ps"][last]).all()
     start = decodes["t_glob_start_ps"].reshape(-1, WINDOWS)
@@ -121,8 +123,9 @@ def test_streaming_leaves_less_to_do_after_the_last_round(scenarios: Path, tmp_p
 @pytest.mark.parametrize("hop", ["queue", "decode", "uplink"])
 def test_an_injected_delay_shows_on_its_hop_only(scenarios: Path, tmp_path: Path, hop: str) -> None:
     fault = f"faults={{extra: {{kind: delay, target: {hop}, value: 20us, at: {{shot: 100}}}}}}"
-    plain = _run(scenarios, tmp_path / "plain", "run.shots=200")
-    late = _run(scenarios, tmp_path / "late", "run.shots=200", fault)
+    common = ("run.shots=200", "system.qpu.shot_period=100us")  # a late shot delays no other
+    plain = _run(scenarios, tmp_path / "plain", *common)
+    late = _run(scenarios, tmp_path / "late", *common, fault)
     with hil.open_trace(plain.trace) as a, hil.open_trace(late.trace) as b:
         before, after = a.stream("rounds"), b.stream("rounds")
     last = (before["round"] == 40) & (before["shot"] >= 101)
@@ -172,7 +175,8 @@ from pathlib import Path
 from hil.run.runner import RunOptions, run_scenario
 result = run_scenario(Path(sys.argv[1]), RunOptions(out=Path(sys.argv[2]), overrides=sys.argv[3:]))
 status = Path("/proc/self/status").read_text()
-print(result.verdict.value, next(x for x in status.splitlines() if x.startswith("VmHWM")).split()[1])
+peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+print(result.verdict.value, peak.split()[1])
 """
 
 
