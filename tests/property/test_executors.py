@@ -124,7 +124,7 @@ def test_bulk_equals_events(case: tuple[Pipeline, int, list[int]]) -> None:
         assert (a.reason[~answered] != Reason.NONE).all()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(sliding_pipelines())
 def test_bulk_equals_events_with_sliding_windows(case: tuple[Pipeline, int, list[int]]) -> None:
     pipeline, seed, sizes = case
