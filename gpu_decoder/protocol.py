@@ -84,16 +84,23 @@ class DecodedBatch:
 
     Attributes:
         predictions_b8: uint8 [n, ceil(O/8)], observable flips to apply, newly allocated.
-        carried_b8: uint8 [n, ceil(D/8)], detectors flipped by committed edges that reach beyond
-            the commit region (to be XORed into the next window); ``None`` for whole shots.
+        carried_b8: uint8 [n, ceil(c/8)], which of the c detectors that committed edges can reach
+            beyond the commit region are flipped (to be XORed into the next window); ``None`` for
+            whole shots.
         weight: float32 [n], matching weight, or ``None`` where the batch form does not give it.
         executed: the decoder that really answered.
+        window_events: int64 [n, w], detection events that each of the shot's w windows saw, defects
+            carried into it included; ``None`` where the shot is one window.
+        commits_b8: uint8 [n, w, ceil(O/8)], flips that each window committed (their XOR is the
+            prediction); ``None`` where the shot is one window.
     """
 
     predictions_b8: U8Array
     carried_b8: U8Array | None
     weight: NDArray[np.float32] | None
     executed: GlobalDecoder
+    window_events: I64Array | None = None
+    commits_b8: U8Array | None = None
 
 
 class Decoder(Protocol):

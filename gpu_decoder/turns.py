@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpu_decoder.build import build_decoder
 from gpu_decoder.protocol import DecodedBatch, Decoder, GlobalDecoder, I64Array, U8Array
+
+Number = TypeVar("Number", np.uint8, np.int64)
 
 
 @dataclass(frozen=True)
@@ -17,9 +21,11 @@ class TurnDecoders:
 
     Attributes:
         decoders: shot ``s`` is decoded by ``decoders[s % len(decoders)]``.
+        sliding: a shot is decoded window by window.
     """
 
     decoders: tuple[Decoder, ...]
+    sliding: bool = False
 
     @property
     def kind(self) -> GlobalDecoder:
@@ -44,13 +50,20 @@ class TurnDecoders:
         """Decode uint8 [n, ceil(D/8)], rows of the shots int64 [n], one call per model."""
         if len(self.decoders) == 1:
             return self.decoders[0].decode_batch(detectors_b8)
-        predictions = np.zeros((shots.size, -(-self.n_observables // 8)), dtype=np.uint8)
+        parts = []
         for k, decoder in enumerate(self.decoders):
             rows = np.flatnonzero(shots % len(self.decoders) == k)
-            if rows.size:
-                decoded = decoder.decode_batch(np.ascontiguousarray(detectors_b8[rows]))
-                predictions[rows] = decoded.predictions_b8
-        return DecodedBatch(predictions, None, None, self.kind)
+            parts.append((rows, decoder.decode_batch(np.ascontiguousarray(detectors_b8[rows]))))
+        events = [(r, p.window_events) for r, p in parts if p.window_events is not None]
+        commits = [(r, p.commits_b8) for r, p in parts if p.commits_b8 is not None]
+        return DecodedBatch(
+            _in_place([(r, p.predictions_b8) for r, p in parts]),
+            None,
+            None,
+            self.kind,
+            _in_place(events) if events else None,
+            _in_place(commits) if commits else None,
+        )
 
     def fingerprint(self) -> dict[str, str]:
         """What answers: that of the first model, and the SHA-256 of the further ones' texts."""
@@ -58,14 +71,26 @@ class TurnDecoders:
         return first | {f"dem_sha256_{k}": f["dem_sha256"] for k, f in enumerate(others, 1)}
 
 
-def build_turns(kind: str, dem_texts: Sequence[str]) -> TurnDecoders:
-    """Build the decoder called ``kind`` once per detector error model.
+def _in_place(parts: Sequence[tuple[I64Array, NDArray[Number]]]) -> NDArray[Number]:
+    """Rows of several arrays in one, each at its own place."""
+    some = parts[0][1]
+    n = sum(rows.size for rows, _ in parts)
+    out: NDArray[Number] = np.empty((n, *some.shape[1:]), some.dtype)
+    for rows, values in parts:
+        out[rows] = values
+    return out
+
+
+def build_turns(
+    kind: str, dem_texts: Sequence[str], *, sliding: tuple[int, int] | None = None
+) -> TurnDecoders:
+    """Build the decoder called ``kind`` once per detector error model; see ``build_decoder``.
 
     Raises:
         ValueError: ``kind`` is unknown, a model does not suit it, or the models differ in shape.
     """
-    decoders = tuple(build_decoder(kind, text) for text in dem_texts)
+    decoders = tuple(build_decoder(kind, text, sliding=sliding) for text in dem_texts)
     shapes = sorted({(d.n_detectors, d.n_observables) for d in decoders})
     if len(shapes) != 1:
         raise ValueError(f"models of (detectors, observables) {shapes}, allowed: all alike")
-    return TurnDecoders(decoders)
+    return TurnDecoders(decoders, sliding is not None)

@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hil.device.coordinates import detector_coordinates
 from hil.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class CodeCircuit:
         basis: ``"X"`` or ``"Z"``, the basis of the stored logical state.
         n_rounds: rounds of stabiliser measurement (blocks minus one).
         n_observables: O.
-        coords: float64 [D, k], detector coordinates; the last one is the block.
+        coords: float32 or float64 [D, k], detector coordinates; the last one is the block.
     """
 
     circuit_text: str
@@ -40,7 +41,7 @@ class CodeCircuit:
     basis: str
     n_rounds: int
     n_observables: int
-    coords: NDArray[np.float64]
+    coords: NDArray[np.floating[Any]]
 
     @property
     def n_detectors(self) -> int:
@@ -53,17 +54,16 @@ class CodeCircuit:
         return self.n_rounds + 1
 
     @cached_property
-    def detector_block(self) -> NDArray[np.uint16]:
-        """uint16 [D]: block of each detector (its last coordinate)."""
-        return self.coords[:, -1].astype(np.uint16)
+    def detector_block(self) -> NDArray[np.uint32]:
+        """uint32 [D]: block of each detector (its last coordinate)."""
+        return self.coords[:, -1].astype(np.uint32)
 
     @cached_property
     def detector_slot(self) -> NDArray[np.uint16]:
         """uint16 [D]: place of each detector inside its block."""
+        order, sizes = self.wire_order, self.block_bits
         slot = np.empty(self.n_detectors, dtype=np.uint16)
-        for block in range(self.n_blocks):
-            members = np.flatnonzero(self.detector_block == block)
-            slot[members] = np.arange(members.size, dtype=np.uint16)
+        slot[order] = np.arange(order.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         return slot
 
     @cached_property
@@ -71,10 +71,13 @@ class CodeCircuit:
         """int64 [n_blocks]: detectors per block."""
         return np.bincount(self.detector_block, minlength=self.n_blocks).astype(np.int64)
 
-    @cached_property
+    @property
     def wire_order(self) -> NDArray[np.int64]:
         """int64 [D]: detector indices sorted by block, then slot."""
-        return np.lexsort((self.detector_slot, self.detector_block)).astype(np.int64)
+        block = self.detector_block
+        if bool((block[1:] >= block[:-1]).all()):
+            return np.arange(self.n_detectors, dtype=np.int64)
+        return np.argsort(block, kind="stable").astype(np.int64)
 
     @property
     def circuit_sha256(self) -> str:
@@ -148,20 +151,17 @@ def from_stim(circuit: object, *, basis: str, rounds: int) -> CodeCircuit:
 
     if not isinstance(circuit, stim.Circuit):
         raise TypeError(f"circuit is {type(circuit).__name__}, allowed: stim.Circuit")
-    by_index = circuit.get_detector_coordinates()
-    rows = [by_index[i] for i in range(circuit.num_detectors)]
-    bad = [i for i, row in enumerate(rows) if not row or not 0 <= row[-1] <= rounds]
-    if bad:
+    coords, lengths = detector_coordinates(circuit)
+    block = coords[:, -1]
+    bad = np.flatnonzero((lengths == 0) | ~((block >= 0) & (block <= rounds)))
+    if bad.size:
+        first = int(bad[0])
         raise ScenarioError(
-            f"detector D{bad[0]} lies in no round",
+            f"detector D{first} lies in no round",
             where="system.qpu.circuit",
-            got=f"coordinates {rows[bad[0]]}",
+            got=f"coordinates {coords[first, coords.shape[1] - lengths[first] :].tolist()}",
             allowed=f"last coordinate 0..{rounds}",
             fix="give every DETECTOR its round as last coordinate",
         )
-    width = max((len(row) for row in rows), default=1)
-    coords = np.zeros((len(rows), width), dtype=np.float64)
-    for i, row in enumerate(rows):
-        coords[i, width - len(row) :] = row
     dem = circuit.detector_error_model(decompose_errors=True)
     return CodeCircuit(str(circuit), str(dem), basis, rounds, int(circuit.num_observables), coords)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from hil.device.circuits import CodeCircuit
 from hil.wire.rpc_batch import split_blocks
 
 U8: TypeAlias = NDArray[np.uint8]
+
+LONG_SHOT_DETECTORS: Final = 2**15
+"""More detectors than this make a shot a long memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +68,13 @@ class ShotBatch:
 
 
 def batch_shots(n_detectors: int) -> int:
-    """Shots per sampler batch: a power of two, 256..16384, at most about 8 Mbit of events."""
-    wanted = max(256, min(16384, 2**23 // max(1, n_detectors)))
+    """Shots per sampler batch: a power of two, at most 16384 and about 8 Mbit of events.
+
+    Long memories (more than 32768 detectors, 256 shots) stay below 1 Mbit: there the arrays of the
+    blocks, not the events, fill the memory.
+    """
+    room = 2**23 if n_detectors <= LONG_SHOT_DETECTORS else 2**20
+    wanted = max(1, min(16384, room // max(1, n_detectors)))
     return 1 << (wanted.bit_length() - 1)
 
 
@@ -84,7 +92,7 @@ class StimSampler:
         models = models if isinstance(models, tuple) else (models,)
         self._circuits = [stim.Circuit(code.circuit_text) for code in models]
         self._seed = seed
-        self._batch_shots = batch_shots(models[0].n_detectors)
+        self._batch_shots = max(len(models), batch_shots(models[0].n_detectors))
 
     def batches(self, n_shots: int) -> Iterator[ShotBatch]:
         """Yield the first ``n_shots`` shots of the run, batch by batch."""
@@ -192,9 +200,9 @@ class BlockCutter:
     """
 
     def __init__(self, code: CodeCircuit) -> None:
-        self._order = code.wire_order
-        self._identity = bool((self._order == np.arange(code.n_detectors)).all())
-        self._edges = np.concatenate([[0], np.cumsum(code.block_bits)])
+        order = code.wire_order
+        self._identity = bool((order[1:] > order[:-1]).all())
+        self._order = np.empty(0, np.int64) if self._identity else order
         self.n_detectors = code.n_detectors
         self.block_bits = code.block_bits
         self.width_bytes = -(-int(code.block_bits.max()) // 8)
@@ -215,11 +223,12 @@ class BlockCutter:
 
     def join(self, blocks: U8) -> U8:
         """uint8 [n, n_blocks, width_bytes] -> uint8 [n, ceil(D/8)]."""
-        bits = np.zeros((blocks.shape[0], self.n_detectors), dtype=np.uint8)
-        for block, (start, stop) in enumerate(zip(self._edges, self._edges[1:], strict=False)):
-            bits[:, self._order[start:stop]] = np.unpackbits(
-                blocks[:, block], axis=1, count=int(stop - start), bitorder="little"
-            )
+        padded = np.unpackbits(blocks, axis=2, bitorder="little")
+        present = np.arange(padded.shape[2]) < self.block_bits[:, None]
+        bits = padded[:, present]
+        if not self._identity:
+            ordered, bits = bits, np.empty_like(bits)
+            bits[:, self._order] = ordered
         return np.packbits(bits, axis=1, bitorder="little")
 
 

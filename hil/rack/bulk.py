@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 import numpy as np
 from numba import njit
+from numba.extending import register_jitable
 
 from gpu_decoder.protocol import Reason
 from hil.errors import UsageError
+from hil.rack.bulk_ring import NEVER, prune
+from hil.rack.bulk_windows import stream
 from hil.rack.pipeline import Pipeline, Station, WayBack, finish
-from hil.rack.timeline import I64, Path, Timeline, Workload
+from hil.rack.timeline import I64, Bools, Path, Timeline, Workload
 
-_NEVER = np.int64(2**62)
 _PRIMARY, _FALLBACK, _UNANSWERED = int(Path.PRIMARY), int(Path.FALLBACK), int(Path.UNANSWERED)
 _NONE, _DEADLINE = int(Reason.NONE), int(Reason.DEADLINE)
 _QUEUE_FULL, _LOSS = int(Reason.QUEUE_FULL), int(Reason.TRANSPORT_LOSS)
@@ -62,25 +65,8 @@ def _wire(arrive, flight, gap, free, last):  # type: ignore[no-untyped-def]
     return tx, rx, free, last
 
 
-@njit(cache=True)
-def _prune(times, counts, kinds, n, now):  # type: ignore[no-untyped-def]
-    """Drop entries whose time has come; returns their number left, slots held, next time."""
-    kept = 0
-    used = 0
-    nxt = _NEVER
-    for k in range(n):
-        if times[k] > now:
-            times[kept] = times[k]
-            counts[kept] = counts[k]
-            kinds[kept] = kinds[k]
-            used += counts[k]
-            nxt = min(nxt, times[k])
-            kept += 1
-    return kept, used, nxt
-
-
-@njit(cache=True)
-def _predicted_finish(jobs, n_jobs, workers, now, pred):  # type: ignore[no-untyped-def]
+@register_jitable
+def _predicted_finish(jobs: Any, n_jobs: Any, workers: Any, now: Any, pred: Any) -> Any:  # noqa: ANN401
     """Predicted finish of a job admitted now; ``jobs`` rows = start, end, prediction, in order."""
     free = np.full(workers, now)
     w = 0
@@ -123,7 +109,7 @@ def _node(  # type: ignore[no-untyped-def]
                 missing = True
                 continue
             if release_next <= rx[i, k]:
-                n_held, used, release_next = _prune(times, counts, kinds, n_held, rx[i, k])
+                n_held, used, release_next = prune(times, counts, kinds, n_held, rx[i, k])
             if used + held >= slots:
                 dropped[i, k] = True
                 refused = True
@@ -209,6 +195,11 @@ class _Carry:
     way_back: WayBack = field(default_factory=WayBack)
 
 
+LONG_SHOT_BLOCKS: Final = 20_000
+"""Longer shots run interpreted: one of them takes as long as sampling it, and the compiler's 60 MB
+would be a fifth of what a memory of 1e5 rounds may use. The functions are the same."""
+
+
 class BulkExecutor:
     """See module text. ``check`` says why a pipeline cannot be run by it."""
 
@@ -225,10 +216,11 @@ class BulkExecutor:
                 fix="write executor: auto or executor: events",
             )
         self._pipeline = pipeline
+        self.compiled = pipeline.n_blocks <= LONG_SHOT_BLOCKS
         self._carry = _Carry()
         policy = pipeline.policy
         room = pipeline.ring_slots + 8  # every held entry holds at least one slot
-        self._scalars = np.array([0, 0, 0, 0, 0, _NEVER], dtype=np.int64)
+        self._scalars = np.array([0, 0, 0, 0, 0, NEVER], dtype=np.int64)
         self._primary_free = np.zeros(policy.primary_workers, dtype=np.int64)
         self._fallback_free = np.zeros(policy.fallback_workers, dtype=np.int64)
         self._jobs = np.zeros((16, 3), dtype=np.int64)
@@ -246,16 +238,18 @@ class BulkExecutor:
 
     def run(self, workloads: Iterator[Workload]) -> Iterator[Timeline]:
         """One timeline per workload; no lookahead is needed (fates are decided in shot order)."""
-        for work in workloads:
-            yield self._batch(work)
+        yield from map(self._batch, workloads)  # holds no batch while the next one is made
+
+    def _kernel(self, kernel: Any) -> Any:  # noqa: ANN401 - numba is untyped
+        return kernel if self.compiled else kernel.py_func
 
     def _station(self, key: str, station: Station, arrive: I64, samples: I64) -> I64:
         last = self._carry.last.get(key, 0)
         if station.servers is None:
-            out, last = _pipelined(arrive, samples, last)
+            out, last = self._kernel(_pipelined)(arrive, samples, last)
         else:
             free = self._carry.free.setdefault(key, np.zeros(station.servers, dtype=np.int64))
-            out, last = _queued(arrive, samples, free, last)
+            out, last = self._kernel(_queued)(arrive, samples, free, last)
         self._carry.last[key] = int(last)
         result: I64 = out
         return result
@@ -288,7 +282,7 @@ class BulkExecutor:
         p, carry = self._pipeline, self._carry
         intended, formed, packed = self.send_times(work)
         shape = intended.shape
-        tx, rx, mac_free, last_rx = _wire(
+        tx, rx, mac_free, last_rx = self._kernel(_wire)(
             packed.ravel(),
             (work.uplink_ps + p.frame_ps).ravel(),
             p.frame_gap_ps,
@@ -296,11 +290,15 @@ class BulkExecutor:
             carry.last.get("wire", 0),
         )
         carry.mac_free, carry.last["wire"] = int(mac_free), int(last_rx)
-        visible, last = _pipelined(rx, work.deliver_ps.ravel(), carry.last.get("deliver", 0))
+        visible, last = self._kernel(_pipelined)(
+            rx, work.deliver_ps.ravel(), carry.last.get("deliver", 0)
+        )
         carry.last["deliver"] = int(last)
         rx, visible = rx.reshape(shape), visible.reshape(shape)
         lost = np.zeros(shape, dtype=np.bool_) if work.lost is None else work.lost
-        start, end, path, reason, dropped, depth, self._jobs = _node(
+        if p.windows is not None:
+            return self._windows(work, (intended, formed, tx.reshape(shape), rx, visible), lost)
+        start, end, path, reason, dropped, depth, self._jobs = self._kernel(_node)(
             rx, visible, lost, work.dispatch_ps, work.primary_ps, work.primary_pred_ps,
             work.fallback_ps, work.fallback_pred_ps, intended[:, -1],
             p.policy.enabled, p.ring_slots, p.primary_deadline_ps, p.deadline_ps,
@@ -318,4 +316,29 @@ class BulkExecutor:
             reason=reason,
             dropped=dropped,
             depth=depth,
+        )
+
+    def _windows(
+        self, work: Workload, stamps: tuple[I64, I64, I64, I64, I64], lost: Bools
+    ) -> Timeline:
+        """The node of a streaming decoder."""
+        p, plan = self._pipeline, self._pipeline.windows
+        if plan is None:
+            raise UsageError("this pipeline has no windows", where="system.decoder.window")
+        start, end, path, reason, dropped, depth = self._kernel(stream)(
+            stamps[3], stamps[4], lost, work.dispatch_ps, work.primary_ps, plan.last_round,
+            p.ring_slots, self._scalars, self._primary_free, *self._held,
+        )  # fmt: skip
+        return finish(
+            p,
+            work,
+            self._carry.way_back,
+            stamps=stamps,
+            start_ps=start[:, -1],
+            end_ps=end[:, -1],
+            path=path,
+            reason=reason,
+            dropped=dropped,
+            depth=depth,
+            windows=(start, end),
         )

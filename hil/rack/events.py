@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +19,9 @@ from simpy.events import EventPriority
 
 from gpu_decoder.policy import Action, DeadlinePolicy, Do
 from gpu_decoder.protocol import Reason
+from gpu_decoder.windows import WindowPlan
+from hil.errors import UsageError
+from hil.rack.event_windows import StreamedShot, StreamingNode
 from hil.rack.pipeline import Pipeline, Station, WayBack, finish
 from hil.rack.timeline import I64, Path, Timeline, Workload
 from hil.timebase import MISSING_PS
@@ -52,6 +56,7 @@ class _Batch:
     dropped: np.ndarray
     depth: np.ndarray
     undecided: int
+    windows: tuple[I64, I64] | None = None
 
 
 @dataclass(slots=True)
@@ -62,6 +67,7 @@ class _Shot:
     held: int = 0
     refused: bool = False
     missing: bool = False
+    streamed: StreamedShot | None = None
 
 
 @dataclass(slots=True)
@@ -125,6 +131,7 @@ class _World:
         self._used = 0
         self._last_ready = 0
         self._timer = -1
+        self._streaming = None if p.windows is None else self._streaming_node(p, p.windows)
         self._mac = simpy.Store(self.env)
         self._deliver = _StationProcess(
             self.env,
@@ -211,6 +218,8 @@ class _World:
             intended = batch.stamps[0]
             for i in range(work.n_shots):
                 shot = _Shot(batch, i, work.first_shot + i)
+                if batch.windows is not None:
+                    shot.streamed = self._streamed(shot, *batch.windows)
                 for k in range(self.pipeline.n_blocks):
                     yield self.env.timeout(int(intended[i, k]) - self._now)
                     yield from self._enter(_Block(shot, k))
@@ -242,6 +251,7 @@ class _World:
             np.zeros((n, r), dtype=np.bool_),
             np.zeros(n, dtype=np.uint16),
             n,
+            None if p.windows is None else _blank_windows(n, p.windows.count),
         )
         self.open.append(batch)
         return batch
@@ -264,31 +274,73 @@ class _World:
         if batch.work.lost is not None and batch.work.lost[shot.i, block.k]:
             shot.missing = True
             batch.dropped[shot.i, block.k] = True
+        elif self._streaming is not None and shot.streamed is not None:
+            if not self._streaming.admit(shot.streamed, block.k):
+                shot.refused = True
+                batch.dropped[shot.i, block.k] = True
         elif self._used >= self.pipeline.ring_slots:
             shot.refused = True
             batch.dropped[shot.i, block.k] = True
         else:
             self._used += 1
             shot.held += 1
+        if shot.streamed is not None and batch.dropped[shot.i, block.k]:
+            shot.streamed.bad = min(shot.streamed.bad, block.k)
         self._deliver.inbox.put(block)
 
     def _visible(self, block: _Block) -> None:
         shot = block.shot
         shot.batch.stamps[4][shot.i, block.k] = self._now
-        if block.k == self.pipeline.n_blocks - 1:
+        if self._streaming is not None and shot.streamed is not None:
+            self._streaming.visible(shot.streamed, block.k)
+        elif block.k == self.pipeline.n_blocks - 1:
             self._complete(shot)
 
     def _complete(self, shot: _Shot) -> None:
         if shot.refused or shot.missing:
             self._free(shot)
-            reason = Reason.QUEUE_FULL if shot.refused else Reason.TRANSPORT_LOSS
-            self._decide(shot, Path.UNANSWERED, reason)
+            self._give_up(shot)
             return
         dispatch = int(shot.batch.work.dispatch_ps[shot.i])
         self._last_ready = max(self._now + dispatch, self._last_ready)
         _Call(self.env, self._last_ready, _READY, lambda: self._ready(shot))
 
-    # -- node -------------------------------------------------------------------------------
+    def _give_up(self, shot: _Shot) -> None:
+        reason = Reason.QUEUE_FULL if shot.refused else Reason.TRANSPORT_LOSS
+        self._decide(shot, Path.UNANSWERED, reason)
+
+    # -- node: sliding windows --------------------------------------------------------------
+
+    def _streaming_node(self, p: Pipeline, plan: WindowPlan) -> StreamingNode:
+        return StreamingNode(
+            plan,
+            p.policy.primary_workers,
+            p.ring_slots,
+            now=lambda: self._now,
+            at_ready=partial(self._later, _READY),
+            at_done=partial(self._later, _COMPLETION),
+        )
+
+    def _later(self, priority: int, at_ps: int, call: Callable[[], None]) -> None:
+        _Call(self.env, at_ps, priority, call)
+
+    def _streamed(self, shot: _Shot, start_ps: I64, end_ps: I64) -> StreamedShot:
+        work, i = shot.batch.work, shot.i
+
+        def finished(answered: bool) -> None:
+            if answered:
+                self._decide(shot, Path.PRIMARY, Reason.NONE)
+            else:
+                self._give_up(shot)
+
+        def waited(windows: int) -> None:
+            shot.batch.depth[i] = windows
+
+        return StreamedShot(
+            work.dispatch_ps[i], work.primary_ps[i], start_ps[i], end_ps[i], finished, waited
+        )
+
+    # -- node: whole shots ------------------------------------------------------------------
 
     def _ready(self, shot: _Shot) -> None:
         p, batch = self.pipeline, shot.batch
@@ -357,12 +409,23 @@ class _World:
         self._shots.pop(shot.key, None)
 
 
+def _blank_windows(n: int, count: int) -> tuple[I64, I64]:
+    return np.zeros((n, count), dtype=np.int64), np.zeros((n, count), dtype=np.int64)
+
+
 class EventExecutor:
     """See module text."""
 
     name = "events"
 
     def __init__(self, pipeline: Pipeline) -> None:
+        if pipeline.windows is not None and any(s.buffer is not None for s in pipeline.stations):
+            raise UsageError(
+                "sliding windows behind a stage with a finite buffer",
+                where="system.rack.stages",
+                allowed="stages without buffer, or window.mode: shot",
+                fix="remove buffer",
+            )
         self._pipeline = pipeline
 
     def run(self, workloads: Iterator[Workload]) -> Iterator[Timeline]:
@@ -380,10 +443,11 @@ class EventExecutor:
                 batch.work,
                 way_back,
                 stamps=batch.stamps,
-                start_ps=batch.start,
-                end_ps=batch.end,
+                start_ps=batch.start if batch.windows is None else batch.windows[0][:, -1],
+                end_ps=batch.end if batch.windows is None else batch.windows[1][:, -1],
                 path=batch.path,
                 reason=batch.reason,
                 dropped=batch.dropped,
                 depth=batch.depth,
+                windows=batch.windows,
             )

@@ -17,6 +17,8 @@ import numpy as np
 
 from gpu_decoder.policy import PolicyConfig
 from gpu_decoder.protocol import Reason
+from gpu_decoder.windows import WindowPlan
+from hil.errors import UsageError
 from hil.rack.timeline import I64, Path, Status, Timeline, Workload
 from hil.timebase import MISSING_PS
 
@@ -46,6 +48,8 @@ class Pipeline:
         ring_slots: frames that the node can hold.
         deadline_ps, primary_deadline_ps: counted from T0 of a shot's last block.
         policy: parameters of the fallback policy.
+        windows: how the blocks of a shot are decoded in a stream; ``None`` = as a whole. Streaming
+            has no fallback: the policy is ``never``.
     """
 
     n_blocks: int
@@ -60,6 +64,20 @@ class Pipeline:
     deadline_ps: int
     primary_deadline_ps: int
     policy: PolicyConfig
+    windows: WindowPlan | None = None
+
+    def __post_init__(self) -> None:
+        if self.windows is None:
+            return
+        if self.policy.enabled or self.windows.n_rounds != self.n_blocks:
+            raise UsageError(
+                "windows that do not fit the pipeline",
+                where="system.decoder.window",
+                got=f"{self.windows.n_rounds} of {self.n_blocks} blocks, "
+                f"fallback {'on' if self.policy.enabled else 'off'}",
+                allowed="all blocks of a shot, fallback off",
+                fix="write fallback.policy: never",
+            )
 
     @property
     def stations(self) -> tuple[Station, ...]:
@@ -115,10 +133,13 @@ def finish(
     dropped: np.ndarray,
     depth: np.ndarray,
     reply: tuple[I64, I64] | None = None,
+    windows: tuple[I64, I64] | None = None,
 ) -> Timeline:
     """Send the answers home and decide each window's status.
 
-    ``reply`` gives T8 and T9 where they were measured; otherwise they follow from the samples.
+    ``windows`` are start and end of each window of a streaming decoder, [n, w]; ``start_ps`` and
+    ``end_ps`` are those of the last one. ``reply`` gives T8 and T9 where they were measured;
+    otherwise they follow from the samples.
 
     Answers leave the node, arrive and take effect in shot order (the response ring is strictly
     round robin); an early answer waits for its predecessors. Apart from that the way back has no
@@ -170,4 +191,5 @@ def finish(
         status,
         dropped,
         depth,
+        *(np.where(answered[:, None], column, MISSING_PS) for column in windows or ()),
     )

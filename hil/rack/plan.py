@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_decoder.policy import PolicyConfig
+from gpu_decoder.windows import WindowPlan
 from hil.errors import ScenarioError
-from hil.rack.bulk import BulkExecutor
 from hil.rack.draws import (
     Replay,
     draw,
@@ -55,12 +55,15 @@ def build_pipeline(
     system = scenario.system
     n_blocks = system.qpu.n_blocks
     slots = system.decoder.ring.slots
-    if slots < n_blocks:
+    windows = window_plan(scenario)
+    need = n_blocks if windows is None else min(n_blocks, windows.length)
+    rule = "rounds + final readout" if windows is None else "commit + buffer"
+    if slots < need:
         raise ScenarioError(
-            "the ring cannot hold one shot",
+            f"the ring cannot hold one {'shot' if windows is None else 'window'}",
             where="system.decoder.ring.slots",
             got=str(slots),
-            allowed=f">= {n_blocks} (rounds + final readout)",
+            allowed=f">= {need} ({rule})",
             fix="raise slots or lower rounds",
         )
     up = system.links.up
@@ -93,7 +96,16 @@ def build_pipeline(
             fallback_workers=fallback.workers,
             way_back_pred_ps=way_back_pred_ps,
         ),
+        windows=windows,
     )
+
+
+def window_plan(scenario: Scenario) -> WindowPlan | None:
+    """The windows of a shot in blocks; ``None`` where it is decoded as a whole."""
+    sliding = scenario.system.decoder.window.sliding
+    if sliding is None:
+        return None
+    return WindowPlan(scenario.system.qpu.n_blocks, *sliding)
 
 
 def _station(scenario: Scenario, name: str) -> Station:
@@ -128,14 +140,18 @@ def choose_executor(scenario: Scenario, pipeline: Pipeline) -> tuple[StageExecut
         UsageError: ``bulk`` was asked for and cannot run this pipeline.
     """
     asked = scenario.profile.rack.executor
-    why_not = BulkExecutor.check(pipeline)
     if asked == "events":
         return EventExecutor(pipeline), "asked for by the profile"
+    from hil.rack.bulk import BulkExecutor  # brings the compiler
+
+    why_not = BulkExecutor.check(pipeline)
     if asked == "bulk":
         return BulkExecutor(pipeline), "asked for by the profile"
     if why_not:
         return EventExecutor(pipeline), f"bulk cannot run it: {why_not}"
-    return BulkExecutor(pipeline), "no finite buffer, no feedback: recursions are exact"
+    bulk = BulkExecutor(pipeline)
+    how = "" if bulk.compiled else "; interpreted, for a long memory"
+    return bulk, f"no finite buffer, no feedback: recursions are exact{how}"
 
 
 @dataclass(frozen=True)
@@ -163,16 +179,16 @@ class WorkloadSource:
         Args:
             batch: number of the batch: with the run seed it fixes all draws.
             first_shot: index of its first shot.
-            events: int64 [n], event counts of the shots.
+            events: int64 [n], event counts of the shots, or [n, w] those of their windows.
             block_events: int64 [n, r], of their blocks; needed where ``replays``.
         """
         decoder = self.scenario.profile.decoder
-        n, r = events.size, self.scenario.system.qpu.n_blocks
+        n, r = events.shape[0], self.scenario.system.qpu.n_blocks
         services = _services(decoder, self.scenario.system.decoder, self._seed, batch, events)
         work = replace(
             self.rack_only(batch, first_shot, n, block_events),
             deliver_ps=self._part(decoder.deliver, (n, r), batch, "deliver"),
-            dispatch_ps=self._part(decoder.dispatch, (n,), batch, "dispatch"),
+            dispatch_ps=self._part(decoder.dispatch, events.shape, batch, "dispatch"),
             reply_ps=self._part(decoder.reply, (n,), batch, "reply"),
             primary_ps=services[0],
             primary_pred_ps=services[1],
@@ -278,7 +294,7 @@ def _services(
     )
     predicted = predicted_service_ps(binding.service.model, events)
     if spec.fallback.policy == "never" or binding.fallback_service is None:
-        unused = np.full(events.size, _UNUSED_PS, dtype=np.int64)
+        unused = np.full(events.shape[0], _UNUSED_PS, dtype=np.int64)
         return primary, predicted, unused, unused
     model = binding.fallback_service.model
     fallback = service_ps(model, events, stage_generator(seed, batch, "node", "fallback"))
@@ -290,7 +306,8 @@ def _stalled(work: Workload, fault: StallFault) -> Workload:
     if not 0 <= at < work.n_shots:
         return work
     primary = work.primary_ps.copy()
-    primary[at] += fault.value_ps
+    last = (at,) if primary.ndim == 1 else (at, -1)  # of a stream: the window the answer waits for
+    primary[last] += fault.value_ps
     return replace(work, primary_ps=primary)
 
 
@@ -326,6 +343,8 @@ def _delayed(work: Workload, fault: DelayFault) -> Workload:
         longer[0] += extra[:, None]
     elif fault.target == "packetize":
         longer[-1] += extra[:, None]
+    elif fault.target in ("queue", "decode") and longer.ndim > 1:
+        longer[:, -1] += extra  # of a stream: the window that the answer waits for
     else:
         longer += extra.reshape(-1, *[1] * (longer.ndim - 1))
     if fault.target == "decode":  # both decoders: the hop is the decode, whoever does it

@@ -13,8 +13,11 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from hil.timebase import MISSING_PS
+
 I64: TypeAlias = NDArray[np.int64]
 U8: TypeAlias = NDArray[np.uint8]
+Bools: TypeAlias = NDArray[np.bool_]
 
 
 class Path(IntEnum):
@@ -47,7 +50,8 @@ class Workload:
         rack_ps: [n_rack_stages, n, r] stages behind the join, the last one is ``packetize``.
         uplink_ps: [n, r] propagation of the uplink (serialisation is added by the executor).
         deliver_ps: [n, r] from last bit received to payload visible to the decoder.
-        dispatch_ps: [n] from window complete to eligible for a worker.
+        dispatch_ps: [n] from window complete to eligible for a worker; [n, w] where shots are
+            decoded in w sliding windows, as are the two that follow.
         primary_ps: [n] service time of the primary decoder (> 0).
         primary_pred_ps: [n] service time that the policy predicts for the primary.
         fallback_ps: [n] service time of the fallback decoder (> 0).
@@ -106,6 +110,9 @@ class Timeline:
     a shot's rounds belong to. ``path``, ``reason`` and ``status`` are uint8 codes of ``Path``,
     ``gpu_decoder.protocol.Reason`` and ``Status``. ``dropped`` [n, r] marks frames refused by a
     full ring or lost on the way. ``queue_depth`` uint16 [n]: windows waiting when this one arrived.
+
+    With sliding windows a shot's decode stamps are those of its last window; ``t_window_start_ps``
+    and ``t_window_end_ps`` [n, w] are those of all of them, else ``None``.
     """
 
     first_shot: int
@@ -126,3 +133,13 @@ class Timeline:
     status: U8
     dropped: NDArray[np.bool_]
     queue_depth: NDArray[np.uint16]
+    t_window_start_ps: I64 | None = None
+    t_window_end_ps: I64 | None = None
+
+    @property
+    def window_service_ps(self) -> I64 | None:
+        """int64 [n, w]: service time of each window, ``MISSING_PS`` where it was not decoded."""
+        start, end = self.t_window_start_ps, self.t_window_end_ps
+        if start is None or end is None:
+            return None
+        return np.where(start == MISSING_PS, MISSING_PS, end - start)

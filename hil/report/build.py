@@ -30,7 +30,12 @@ from hil.verdict.metrics import COUNT_METRICS, Metrics
 STATS: Final = ("p50", "p99", "p99.9")
 CONFIDENCE: Final = 0.95
 """Of all bounds in the report that belong to no expectation."""
-RATES: Final = ("deadline.miss_rate", "decoder.fallback_rate", "decoder.unanswered_rate")
+RATES: Final = (
+    "deadline.miss_rate",
+    "decoder.fallback_rate",
+    "decoder.unanswered_rate",
+    "window.load",
+)
 
 
 def build(metrics: Metrics, judgements: Sequence[Judgement], facts: RunFacts) -> Document:

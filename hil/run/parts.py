@@ -13,6 +13,7 @@ from gpu_decoder.turns import TurnDecoders, build_turns
 from hil.device.families import Models, build_models
 from hil.device.sampler import BlockCutter
 from hil.errors import DecoderError
+from hil.rack.plan import window_plan
 from hil.rack.timeline import U8
 from hil.run.record import RecordBuilder
 from hil.scenario.model import DelayFault, Scenario, StallFault
@@ -26,16 +27,18 @@ class Decoders:
     Attributes:
         dem_texts: detector error models of epoch 0, one per model of the device.
         primary_name, fallback_name: names as the scenario asks for them.
+        sliding: commit and buffer rounds of sliding windows, ``None`` for whole shots.
     """
 
     dem_texts: tuple[str, ...]
     primary_name: str
     fallback_name: str
+    sliding: tuple[int, int] | None = None
 
     @cached_property
     def primary(self) -> TurnDecoders:
         """The decoder that is asked first."""
-        return _built(self.primary_name, self.dem_texts, "system.decoder.primary")
+        return _built(self.primary_name, self.dem_texts, "system.decoder.primary", self.sliding)
 
     @cached_property
     def fallback(self) -> TurnDecoders:
@@ -54,9 +57,11 @@ class Decoders:
         return codes
 
 
-def _built(name: str, dem_texts: tuple[str, ...], where: str) -> TurnDecoders:
+def _built(
+    name: str, dem_texts: tuple[str, ...], where: str, sliding: tuple[int, int] | None = None
+) -> TurnDecoders:
     try:
-        return build_turns(name, dem_texts)
+        return build_turns(name, dem_texts, sliding=sliding)
     except ValueError as error:
         raise DecoderError(
             "the decoder cannot be built", where=where, got=name, fix=str(error)
@@ -72,7 +77,7 @@ def build_decoders(scenario: Scenario, models: Models) -> Decoders:
     """The decoders of a scenario, not built yet."""
     spec = scenario.system.decoder
     dem_texts = tuple(code.dem_text for code in models)
-    return Decoders(dem_texts, spec.primary, spec.fallback.to)
+    return Decoders(dem_texts, spec.primary, spec.fallback.to, spec.window.sliding)
 
 
 def build_recorder(scenario: Scenario, cutter: BlockCutter, widths: ByteWidths) -> RecordBuilder:
@@ -89,6 +94,7 @@ def build_recorder(scenario: Scenario, cutter: BlockCutter, widths: ByteWidths) 
         shot_period_ps=scenario.system.qpu.shot_period_ps,
         measured=scenario.profile.live,
         board_mask=board_mask(scenario),
+        plan=window_plan(scenario),
         delays=tuple(f for f in faults if isinstance(f, DelayFault)),
         stalled=frozenset(f.at.shot for f in faults if isinstance(f, StallFault)),
     )

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_decoder.protocol import Reason
+from gpu_decoder.windows import WindowPlan
 from hil.device.sampler import BlockCutter, ShotBatch, event_counts
+from hil.errors import UsageError
 from hil.rack.plan import delayed_shots
 from hil.rack.timeline import U8, Path, Status, Timeline
 from hil.scenario.model import DelayFault
@@ -44,11 +46,15 @@ class Answers:
         predictions_b8: uint8 [n, ceil(O/8)], 0 where no decoder answered.
         requested, executed: uint8 [n], ``GlobalDecoder`` codes of the path that answered; 0 if
             none did.
+        window_events: int64 [n, w], events that each sliding window saw; ``None`` for whole shots.
+        commits_b8: uint8 [n, w, ceil(O/8)], flips that each sliding window committed.
     """
 
     predictions_b8: U8
     requested: U8
     executed: U8
+    window_events: NDArray[np.int64] | None = None
+    commits_b8: U8 | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,7 @@ class RecordBuilder:
         board_mask: bit per readout board.
         delays: injected delays; the shots they touch are marked.
         stalled: shots whose decode is stalled on purpose.
+        plan: sliding windows of a shot, ``None`` where it is decoded as a whole.
     """
 
     cutter: BlockCutter
@@ -97,6 +104,7 @@ class RecordBuilder:
     board_mask: int
     delays: tuple[DelayFault, ...] = ()
     stalled: frozenset[int] = field(default_factory=frozenset)
+    plan: WindowPlan | None = None
 
     def build(self, driven: Driven) -> tuple[Record, Windows]:
         """One record, and the stamps of each shot's last block for the metrics."""
@@ -180,12 +188,17 @@ class RecordBuilder:
         r = self._n_blocks
 
         def per_row(column: Array) -> Array:
+            if keep.size == 1:  # a long memory: constant columns cost nothing
+                return np.broadcast_to(column[keep], (r,))
             return np.repeat(column[keep], r)
 
         stamps = {
             name: getattr(times, name)[keep].ravel() if k < 5 else per_row(getattr(times, name))
             for k, name in enumerate(STAMPS)
         }
+        if self.plan is not None:  # a round belongs to the window that commits it
+            for name, by_window in _by_window(times).items():
+                stamps[name] = by_window[keep][:, self.plan.committed_by].ravel()
         latency = np.full((keep.size, r), MISSING_PS, dtype=np.int64)
         latency[:, -1] = shots["latency_ps"][keep]
         return block(
@@ -217,35 +230,59 @@ class RecordBuilder:
     def _decodes(
         self, batch: ShotBatch, times: Timeline, answers: Answers, keep: NDArray[np.int64]
     ) -> Block:
+        """One row per answered window; a shot that is decoded as a whole is one window."""
         rows = keep[times.path[keep] != Path.UNANSWERED]
-        shot = batch.first_shot + rows
         r = self._n_blocks
-        events = event_counts(batch.detectors_b8[rows])
+        plan = self.plan or WindowPlan(r, r, 0)
+        w = plan.count
+        start, end = times.t_decode_start_ps[rows], times.t_decode_end_ps[rows]
+        answer = answers.predictions_b8[rows]
+        if answers.window_events is None or answers.commits_b8 is None:
+            events = event_counts(batch.detectors_b8[rows])
+        else:
+            windows = _by_window(times)
+            start = windows["t_decode_start_ps"][rows].ravel()
+            end = windows["t_decode_end_ps"][rows].ravel()
+            events = answers.window_events[rows].ravel()
+            answer = answers.commits_b8[rows].reshape(rows.size * w, answers.commits_b8.shape[2])
         applied = times.t_applied_ps[rows]
-        slack = np.where(applied != MISSING_PS, times.deadline_ps[rows] - applied, MISSING_PS)
+        slack = np.full((rows.size, w), MISSING_PS, dtype=np.int64)
+        slack[:, -1] = np.where(
+            applied != MISSING_PS, times.deadline_ps[rows] - applied, MISSING_PS
+        )
+        rows = np.repeat(rows, w)
+        shot = batch.first_shot + rows
+        last = np.tile(plan.last_round, rows.size // w)
         return block(
             "decodes",
             rows.size,
             self.widths,
             shot=shot,
-            window_first=0,
-            window_last=r - 1,
-            request_id=(shot * (r + 1) + r) & 0xFFFFFFFF,
+            window_first=np.tile(plan.first_round, rows.size // w),
+            window_last=last,
+            request_id=(shot * (r + 1) + last + 1) & 0xFFFFFFFF,
             epoch=batch.epoch,
             epoch_echo=batch.epoch,
             global_requested=answers.requested[rows],
             global_executed=answers.executed[rows],
             fallback=times.reason[rows],
             deadline_ps=times.deadline_ps[rows],
-            slack_ps=slack,
-            t_glob_start_ps=times.t_decode_start_ps[rows],
-            t_glob_end_ps=times.t_decode_end_ps[rows],
+            slack_ps=slack.ravel(),
+            t_glob_start_ps=start,
+            t_glob_end_ps=end,
             time_source=code("decodes", "time_source", "measured" if self.measured else "modelled"),
             events_in=events,
             events_out=events,
-            obs_pred_b8=answers.predictions_b8[rows],
+            obs_pred_b8=answer,
             queue_depth=times.queue_depth[rows],
         )
+
+
+def _by_window(times: Timeline) -> Windows:
+    """Decode stamps of each sliding window, int64 [n, w]."""
+    if times.t_window_start_ps is None or times.t_window_end_ps is None:
+        raise UsageError("the timeline has no windows", where="system.decoder.window")
+    return {"t_decode_start_ps": times.t_window_start_ps, "t_decode_end_ps": times.t_window_end_ps}
 
 
 @dataclass

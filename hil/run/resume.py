@@ -65,12 +65,14 @@ class Earlier:
     def primary(self, batch: ShotBatch, decoder: TurnDecoders) -> DecodedBatch:
         """Answers of the primary to a batch: read where they are known, else decoded.
 
-        Known are shots that the primary answered. Others (fallback, unanswered) are few.
+        Known are shots that the primary answered. Others (fallback, unanswered) are few. Sliding
+        windows are decoded again: what they cost depends on the events each of them saw, which
+        only decoding tells.
 
         Raises:
             TraceError: the earlier trace holds other syndromes: it is of another machine type.
         """
-        if self._trace is None or batch.first_shot >= self.n_shots:
+        if self._trace is None or batch.first_shot >= self.n_shots or decoder.sliding:
             return decoder.decode_batch(batch.detectors_b8, batch.shots)
         end = min(self.n_shots, batch.first_shot + batch.n_shots)
         rows = self._trace.stream("shots", _COLUMNS, batch.first_shot, end)

@@ -37,6 +37,7 @@ from hil.trace.meta import ModelMeta, TraceMeta
 from hil.trace.writer import TraceWriter
 from hil.units import format_ps
 from hil.verdict.judge import Judgement, Verdict, exit_code, judge, limits_of, run_verdict
+from hil.verdict.load import window_time_ps
 from hil.verdict.metrics import Metrics
 from hil.verdict.summary import extras
 from hil.wire.roce import ROCE_PORT
@@ -243,6 +244,7 @@ def build_rig(loaded: Loaded) -> Rig:
         "measured" if live else "modelled",
         loaded.profile.rack.pace,
         watch=limits_of(scenario.expect),
+        window_time_ps=window_time_ps(scenario.system),
     )
     return Rig(loaded, models, build_decoders(scenario, models), metrics)
 
@@ -388,10 +390,11 @@ def _drive(
                 record["faults"] = faults
             if writer.append(record, block=not rig.loaded.profile.live):
                 faults = None
-            rig.metrics.update(record["shots"], windows)
+            rig.metrics.update(record["shots"], windows, driven.times.window_service_ps)
             rig.audit.update(record, driven)
             rig.shots_done += driven.batch.n_shots
             progress(rig.shots_done, total)
+            del driven, record, windows  # a long memory is large: make room for the next batch
             _check_wall(rig)
         writer.flush()
     except UsageError:

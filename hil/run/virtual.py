@@ -56,14 +56,21 @@ def drive(
         for batch in sampler.batches(n_shots):
             if stop():
                 return
-            under_way.append((batch, primary(batch)))
-            b8 = batch.detectors_b8
-            blocks = cutter.event_counts(b8) if source.replays else None
-            yield source.workload(batch.batch, batch.first_shot, event_counts(b8), blocks)
+            decoded = primary(batch)
+            under_way.append((batch, decoded))
+            events = decoded.window_events
+            if events is None:  # the whole shot is one window
+                events = event_counts(batch.detectors_b8)
+            blocks = cutter.event_counts(batch.detectors_b8) if source.replays else None
+            work = source.workload(batch.batch, batch.first_shot, events, blocks)
+            del batch, decoded, events, blocks
+            yield work
+            del work
 
     for times in executor.run(workloads()):
         batch, decoded = under_way.popleft()
         yield Driven(batch, times, _answers(batch, times, decoded, decoders))
+        del batch, decoded, times  # of a long memory only one batch fits at a time
 
 
 def _answers(
@@ -80,4 +87,10 @@ def _answers(
     unanswered = times.path == Path.UNANSWERED
     predictions[unanswered] = 0
     executed[unanswered] = GlobalDecoder.NONE
-    return Answers(predictions, decoders.requested(times.path), executed.astype(np.uint8))
+    return Answers(
+        predictions,
+        decoders.requested(times.path),
+        executed.astype(np.uint8),
+        primary.window_events,
+        primary.commits_b8,
+    )

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from hil.scenario.check_expect import check_expectations
 from hil.scenario.check_rack import check_links, check_rack
+from hil.scenario.check_window import check_window_metrics, check_windows
 from hil.scenario.expect import Expectation
 from hil.scenario.fields import Spec, TextContext
 from hil.scenario.latency import Const, Empirical, LogNormal, Normal
@@ -122,6 +123,9 @@ def check_parts(parts: Parts, document: Document) -> Iterator[Problem]:
             yield from check_links(parts.links, parts.rack, document)
     if parts.qpu is not None and parts.decoder is not None:
         yield from _check_ring(parts.decoder, parts.qpu, document)
+    if parts.decoder is not None:
+        yield from check_windows(parts.decoder, parts.qpu, parts.rack, parts.bind, document)
+        yield from check_window_metrics(parts.expect, parts.decoder, document)
     if parts.bind is not None:
         yield from _check_bind(parts.bind, parts.decoder, document)
         if parts.qpu is not None and parts.decoder is not None:
@@ -162,14 +166,17 @@ def _check_length(qpu: QpuSpec, run: RunSpec, document: Document) -> Iterator[Pr
 
 
 def _check_ring(decoder: DecoderSpec, qpu: QpuSpec, document: Document) -> Iterator[Problem]:
-    if decoder.ring.slots < qpu.n_blocks:
+    window = decoder.window.sliding
+    need = qpu.n_blocks if window is None else min(sum(window), qpu.n_blocks)
+    if decoder.ring.slots < need:
+        what, sum_ = ("shot", "rounds + 1") if window is None else ("window", "commit + buffer")
         yield document.problem(
             "E205",
             ("system", "decoder", "ring", "slots"),
-            "the ring cannot hold one shot, so no shot would ever be decoded",
+            f"the ring cannot hold one {what}, so no shot would ever be decoded",
             got=str(decoder.ring.slots),
-            allowed=f">= {qpu.n_blocks} = rounds + 1",
-            fix=f"write slots: {qpu.n_blocks} or more",
+            allowed=f">= {need} = {sum_}",
+            fix=f"write slots: {need} or more",
         )
 
 
@@ -225,7 +232,8 @@ def _check_load(
         if service is None:
             continue
         mean = mean_service_ps(service)
-        load = mean / (decoder.workers * qpu.shot_period_ps)
+        server, period = _server(decoder, qpu)
+        load = mean / period
         if load < HIGH_LOAD:
             continue
         at_least = "at least " if isinstance(service.model, ByEvents) else ""
@@ -235,12 +243,26 @@ def _check_load(
             "the decoder cannot keep up"
             if load >= FULL_LOAD
             else "the decoder is close to its limit",
-            got=f"load {at_least}{load:.3f} = {format_time(round(mean))} / "
-            f"({decoder.workers} x {format_time(qpu.shot_period_ps)})",
+            got=f"load {at_least}{load:.3f} = {format_time(round(mean))} / ({server})",
             allowed="< 1, better < 0.9",
-            fix="add workers, lengthen shot_period or shorten the service",
+            fix="add workers, lengthen shot_period or shorten the service"
+            if decoder.window.sliding is None
+            else "raise commit, lengthen round_period or shorten the service",
         )
         yield found if load >= FULL_LOAD else _as_warning(found)
+
+
+def _server(decoder: DecoderSpec, qpu: QpuSpec) -> tuple[str, int]:
+    """What one decode has time for, in words and in ps.
+
+    The windows of a shot are sequential: more workers do not help within a shot.
+    """
+    window = decoder.window.sliding
+    if window is None:
+        period = decoder.workers * qpu.shot_period_ps
+        return f"{decoder.workers} x {format_time(qpu.shot_period_ps)}", period
+    words = f"commit {window[0]} x {format_time(qpu.round_period_ps)}"
+    return words, window[0] * qpu.round_period_ps
 
 
 def _as_warning(p: Problem) -> Problem:

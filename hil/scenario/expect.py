@@ -15,7 +15,7 @@ from hil.scenario.problems import did_you_mean
 from hil.scenario.system import Hop
 from hil.units import TIME, QuantityError, parse_time_ps
 
-MetricKind: TypeAlias = Literal["latency", "rate", "slope", "count"]
+MetricKind: TypeAlias = Literal["latency", "rate", "slope", "count", "load"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,8 @@ class Metric:
 
     Attributes:
         name: as written in ``expect``.
-        kind: latency (quantile of a hop), rate (per shot), slope (time per shot), count.
+        kind: latency (quantile of a hop), rate (per shot), slope (time per shot), count, load (a
+            mean time over the time there is for it).
         unit: unit of limits: ``ps``, ``1``, ``ps/shot`` or ``count``.
         what: one line for people.
     """
@@ -60,6 +61,18 @@ def _metrics() -> dict[str, Metric]:
             "loop. A shot without an answer counts as infinitely late",
         ),
         *hops,
+        Metric(
+            "reaction_time", "latency", "ps",
+            "What a conditional operation waits: from the intended end of the last round (T0 of "
+            "the last block) to the correction in effect (T10). The same figure as "
+            "latency.end_to_end: with window.mode shot it holds the whole decode, with sliding "
+            "only what is left after the earlier rounds have been decoded",
+        ),
+        Metric(
+            "window.load", "load", "1",
+            "Sliding windows: mean service time of a full window (commit + buffer rounds) / "
+            "(commit x round_period); sequential windows keep up if and only if it is below 1",
+        ),
         Metric("deadline.miss_rate", "rate", "1", "Shots with slack below 0 or without an answer"),
         Metric(
             "decoder.fallback_rate", "rate", "1",
@@ -115,6 +128,7 @@ _KEYS_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "rate": ("metric", "max", "min", "marginal", "confidence", "scope"),
     "slope": ("metric", "max", "min", "marginal", "confidence", "scope"),
     "count": ("metric", "equals", "scope"),
+    "load": ("metric", "max", "min", "marginal", "confidence", "scope"),
 }
 
 
@@ -179,6 +193,8 @@ class Expectation(Spec):
             return value
         if metric.kind == "rate":
             return _rate_limit(value)
+        if metric.kind == "load":
+            return _load_limit(value)
         limit = _time_limit(value)
         if metric.kind == "latency" and limit <= 0:
             raise problem("E205", "out of range", got=str(value), allowed="> 0ps", fix="write 60us")
@@ -279,6 +295,7 @@ _EXAMPLES: Final[Mapping[str, Mapping[str, str]]] = {
     "rate": {"max": "1.0e-3"},
     "slope": {"max": "1ns"},
     "count": {"equals": "0"},
+    "load": {"max": "0.9"},
 }
 
 
@@ -293,6 +310,22 @@ def example(metric: Metric) -> str:
 def keys_of(metric: Metric) -> tuple[str, ...]:
     """Keys that an expectation on a metric may have."""
     return _KEYS_OF[metric.kind]
+
+
+def _load_limit(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise problem(
+            "E203", "wrong type", got=str(value), allowed="a number", fix="write for example 0.9"
+        )
+    if not 0 < value < float("inf"):
+        raise problem(
+            "E205",
+            "limit of a load out of range",
+            got=f"{value:g}",
+            allowed="> 0; below 1 the decoder keeps up",
+            fix="write for example 0.9",
+        )
+    return value
 
 
 def _rate_limit(value: object) -> object:

@@ -37,6 +37,14 @@ _KINDS: Final[Mapping[MetricKind, tuple[str, str, str]]] = {
         ),
         "`clean` (default) or `all`",
     ),
+    "load": (
+        "Loads",
+        (
+            "Mean over the run, judged by the t interval of batch means at `confidence`; the "
+            "windows of a batch may depend on one another."
+        ),
+        "`clean` (default) or `all`",
+    ),
     "count": (
         "Counts",
         (
@@ -81,7 +89,8 @@ def _section(kind: MetricKind) -> str:
 
 
 def _row(metric: Metric) -> str:
-    unit = {"1": "per shot", "ps": "time", "ps/shot": "time per shot"}.get(metric.unit, metric.unit)
+    named = {"1": "per shot", "ps": "time", "ps/shot": "time per shot"}
+    unit = "ratio" if metric.kind == "load" else named.get(metric.unit, metric.unit)
     return f"| `{metric.name}` | {unit} | {metric.what}. | `{example(metric)}` |"
 
 

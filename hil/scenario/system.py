@@ -111,7 +111,37 @@ class LinksSpec(Spec):
 class WindowSpec(Spec):
     """How rounds are grouped for decoding."""
 
-    mode: Literal["shot"] = Field(description="A whole shot is one window.")
+    mode: Literal["shot", "sliding"] = Field(
+        description="shot: one window; sliding: overlapping windows, decoded as rounds arrive."
+    )
+    commit: int | None = Field(
+        default=None, ge=1, description="sliding: rounds that a window commits."
+    )
+    buffer: int | None = Field(
+        default=None, ge=0, description="sliding: rounds that it looks ahead."
+    )
+
+    @model_validator(mode="after")
+    def _sizes(self) -> WindowSpec:
+        for name in ("commit", "buffer"):
+            given = getattr(self, name) is not None
+            if given == (self.mode == "sliding"):
+                continue
+            raise problem(
+                "E201" if given else "E202",
+                f"key '{name}' does not fit mode: shot" if given else f"missing key '{name}'",
+                allowed="mode: sliding with commit and buffer",
+                fix=f"remove '{name}'" if given else f"add '{name}', for example the distance",
+                at=name,
+            )
+        return self
+
+    @property
+    def sliding(self) -> tuple[int, int] | None:
+        """Commit and buffer of sliding windows, else ``None``."""
+        if self.commit is None or self.buffer is None:
+            return None
+        return self.commit, self.buffer
 
 
 class RingSpec(Spec):
@@ -186,6 +216,31 @@ class DecoderSpec(Spec):
                 allowed=f"< {format_time(self.deadline_ps)}",
                 fix="lower primary_deadline",
                 at="fallback.primary_deadline",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _streaming(self) -> DecoderSpec:
+        """A window hands its defects on to the next: no second decoder can take over halfway."""
+        if self.window.sliding is None:
+            return self
+        if self.fallback.policy != "never":
+            raise problem(
+                "E513",
+                "sliding windows have no fallback",
+                got=f"window.mode: sliding, fallback.policy: {self.fallback.policy}",
+                allowed="policy: never",
+                fix="write fallback.policy: never",
+                at="fallback.policy",
+            )
+        if self.primary != "pymatching":
+            raise problem(
+                "E513",
+                f"{self.primary} does not decode sliding windows",
+                got=f"window.mode: sliding, primary: {self.primary}",
+                allowed="pymatching",
+                fix="write primary: pymatching",
+                at="primary",
             )
         return self
 

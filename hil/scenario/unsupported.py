@@ -22,7 +22,6 @@ KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "system.rack.clocks.*": ("offset", "drift", "jitter", "asymmetry"),
     "system.rack.boards.*": ("timeout",),
     "system.decoder": ("conceal", "predecoder", "global"),
-    "system.decoder.window": ("commit", "buffer"),
     "system.decoder.fallback": ("predecoder_deadline", "return_after_shots"),
     "bind.profiles.*": ("analyst",),
     "bind.profiles.*.rack": ("top", "address"),
@@ -44,7 +43,6 @@ VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "system.links.down.profile": ("rocev2-uc-write-imm",),
     "system.links.up.payload": ("measurements",),
     "system.links.up.envelope": ("nvidia",),
-    "system.decoder.window.mode": ("sliding",),
     "system.decoder.ring.when_full": ("conceal",),
     "system.decoder.primary": ("ising",),
     "system.decoder.fallback.to": ("global_on_raw",),
@@ -219,7 +217,9 @@ def _closed_loop(document: Document, data: object) -> Iterator[Problem]:
         str(name)
         for name, body in (expect.items() if isinstance(expect, dict) else ())
         if isinstance(body, dict)
-        and str(body.get("metric", "")).startswith(("latency.", "deadline.", "backlog."))
+        and str(body.get("metric", "")).startswith(
+            ("latency.", "deadline.", "backlog.", "reaction_time", "window.")
+        )
     ]
     if judged:
         yield document.problem(

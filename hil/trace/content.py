@@ -23,6 +23,7 @@ from hil.trace.column import Array
 NOT_CONTENT: Final = frozenset({"meta", "logs", "plots", "clocks", "attachments", "integrity"})
 MANIFEST_FORMAT: Final = "hil-trace-manifest"
 _ROWS_AT_ONCE: Final = 65_536
+_BYTES_AT_ONCE: Final = 64 << 20
 
 
 class ContentHash:
@@ -68,12 +69,14 @@ def content_datasets(file: h5py.File) -> list[h5py.Dataset]:
 
 
 def content_id(file: h5py.File) -> str:
-    """``content_id`` of an open file, read in pieces of 65 536 rows."""
+    """``content_id`` of an open file, read in pieces."""
     total = ContentHash()
     for dataset in content_datasets(file):
         total.begin(dataset.name, dataset.dtype, dataset.shape)
-        for first in range(0, dataset.shape[0] if dataset.shape else 0, _ROWS_AT_ONCE):
-            total.update(dataset[first : first + _ROWS_AT_ONCE])
+        row_bytes = dataset.dtype.itemsize * int(np.prod(dataset.shape[1:], dtype=np.int64))
+        step = max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // row_bytes))
+        for first in range(0, dataset.shape[0] if dataset.shape else 0, step):
+            total.update(dataset[first : first + step])
         if not dataset.shape:
             total.update(np.asarray(dataset[()]))
     return total.hexdigest()

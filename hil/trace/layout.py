@@ -30,6 +30,9 @@ ROWS_PER_COMMIT: Final = 20_480
 MAX_CHUNK_ROWS: Final = 65_536
 SMALL_CHUNK_ROWS: Final = 4096
 MAX_COMMIT_BYTES: Final = 16 << 20
+LONG_ROW_BYTES: Final = 16 << 10
+"""Rows of /shots that are longer are those of a long memory,
+where a chunk that is copied and compressed must stay small."""
 BLOB_CHUNK: Final = 65_536
 
 
@@ -38,7 +41,9 @@ def commit_shots(record_level: str, n_rounds: int, widths: ByteWidths) -> int:
     if record_level == "rounds":
         return max(1, ROWS_PER_COMMIT // (n_rounds + 1))
     shots = MAX_CHUNK_ROWS
-    while shots > 1 and shots * row_bytes("shots", widths) > MAX_COMMIT_BYTES:
+    row = row_bytes("shots", widths)
+    room = MAX_COMMIT_BYTES if row <= LONG_ROW_BYTES else MAX_COMMIT_BYTES // 8
+    while shots > 1 and shots * row > room:
         shots //= 2
     return shots
 
@@ -56,10 +61,11 @@ def chunk_rows(stream: str, record_level: str, n_rounds: int, widths: ByteWidths
 
 
 def _fraction(rows: int) -> int:
-    parts = -(-rows // MAX_CHUNK_ROWS)
-    while rows % parts:
+    """Largest even share of ``rows``; rows without a good divisor get chunks of their own size."""
+    parts = least = -(-rows // MAX_CHUNK_ROWS)
+    while rows % parts and parts < 16 * least:
         parts += 1
-    return rows // parts
+    return rows // parts if rows % parts == 0 else MAX_CHUNK_ROWS
 
 
 def stored_dtype(column: Column) -> np.dtype[Any]:

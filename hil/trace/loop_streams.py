@@ -38,7 +38,7 @@ ROUNDS: Final = stream(
     "rounds",
     "one row per block of a shot: n_rounds rounds and the final data readout",
     _SHOT,
-    unsigned("round", "u2", "round within the shot from 0; n_rounds is the final data readout"),
+    unsigned("round", "u4", "round within the shot from 0; n_rounds is the final data readout"),
     _EPOCH,
     unsigned("board_mask", "u4", "bit b: part of board b arrived in time"),
     planned("t_intended_ps", "T0 scheduled end of the round"),
@@ -75,7 +75,7 @@ SHOTS: Final = stream(
         default=NO_FIRST_ROW,
         row_of="rounds",
     ),
-    unsigned("n_rounds", "u2", "rounds of the shot without the final data readout"),
+    unsigned("n_rounds", "u4", "rounds of the shot without the final data readout"),
     planned("t_start_intended_ps", "scheduled start of the shot"),
     Column(
         name="detectors_b8",
@@ -112,10 +112,10 @@ SYNDROMES: Final = stream(
 _PRE = "pre-decoder"
 DECODES: Final = stream(
     "decodes",
-    "one row per answer; a window answered twice has two rows",
+    "one row per answered window; a window answered twice has two rows",
     _SHOT,
-    unsigned("window_first", "u2", "first round of the window"),
-    unsigned("window_last", "u2", "last round of the window"),
+    unsigned("window_first", "u4", "first round of the window"),
+    unsigned("window_last", "u4", "last round of the window"),
     unsigned("request_id", "u4", "echoed by the decoder, unique within 2^32"),
     unsigned("epoch", "u4", "calibration epoch asked for"),
     unsigned("epoch_echo", "u4", "calibration epoch used by the decoder"),
@@ -126,7 +126,9 @@ DECODES: Final = stream(
     enum("global_requested", names_of(GlobalDecoder), "global decoder asked for"),
     enum("global_executed", names_of(GlobalDecoder), "global decoder that ran"),
     _FALLBACK,
-    planned("deadline_ps", "absolute deadline: T0 of the last block + decoder.deadline"),
+    planned(
+        "deadline_ps", "absolute deadline of the shot: T0 of its last block + decoder.deadline"
+    ),
     span("slack_ps", _SLACK),
     instant("t_pre_start_ps", "host", "pre-decoder started"),
     instant("t_pre_end_ps", "host", "pre-decoder done"),
@@ -136,7 +138,7 @@ DECODES: Final = stream(
     unsigned_or_missing("events_in", "u2", f"detection events before the {_PRE}"),
     unsigned_or_missing("events_out", "u2", f"detection events after the {_PRE}"),
     observables("pre_l_b8", f"logical frame of the {_PRE}", optional=True),
-    observables("obs_pred_b8", "final answer"),
+    observables("obs_pred_b8", "flips the window commits; their XOR is the shot's answer"),
     Column(
         name="weight",
         dtype="f4",

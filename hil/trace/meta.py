@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import h5py
 
 Json: TypeAlias = Mapping[str, Any]
+_ROWS_AT_ONCE: Final = 65_536
 
 
 def canonical_json(value: object) -> str:
@@ -49,16 +50,16 @@ class ModelMeta:
     Attributes:
         circuit_stim: text of the circuit.
         dem: text of its detector error model.
-        detector_coords: float64 [D, k], stim coordinates.
-        detector_round: uint16 [D], block of the shot that carries the detector.
+        detector_coords: float [D, k] (stored as float64), stim coordinates, NaN where absent.
+        detector_round: uint32 [D], block of the shot that carries the detector.
         detector_slot: uint16 [D], bit of the detector within its block.
         n_observables: O.
     """
 
     circuit_stim: str
     dem: str
-    detector_coords: NDArray[np.float64]
-    detector_round: NDArray[np.uint16]
+    detector_coords: NDArray[np.floating[Any]]
+    detector_round: NDArray[np.uint32]
     detector_slot: NDArray[np.uint16]
     n_observables: int
 
@@ -78,8 +79,8 @@ class TraceMeta:
         dem: text of the detector error model of epoch 0.
         n_detectors: D of the whole shot.
         n_observables: O.
-        detector_coords: float64 [D, k], stim coordinates, NaN where absent.
-        detector_round: uint16 [D], block of the shot that carries the detector (0..n_rounds).
+        detector_coords: float [D, k] (stored as float64), stim coordinates, NaN where absent.
+        detector_round: uint32 [D], block of the shot that carries the detector (0..n_rounds).
         detector_slot: uint16 [D], bit of the detector within its block.
         round_period_ps: time between two rounds of a shot.
         shot_period_ps: time between two shots.
@@ -113,8 +114,8 @@ class TraceMeta:
     dem: str
     n_detectors: int
     n_observables: int
-    detector_coords: NDArray[np.float64]
-    detector_round: NDArray[np.uint16]
+    detector_coords: NDArray[np.floating[Any]]
+    detector_round: NDArray[np.uint32]
     detector_slot: NDArray[np.uint16]
     round_period_ps: int
     shot_period_ps: int
@@ -258,10 +259,13 @@ def write_meta(
 def _write_model(group: h5py.Group, model: TraceMeta | ModelMeta) -> None:
     group["circuit_stim"] = model.circuit_stim
     group["circuit_sha256"] = sha256_text(model.circuit_stim)
-    group["n_detectors"] = np.uint32(len(model.detector_coords))
+    n = len(model.detector_coords)
+    group["n_detectors"] = np.uint32(n)
     group["n_observables"] = np.uint32(model.n_observables)
-    group["detector_coords"] = np.asarray(model.detector_coords, "<f8")
-    group["detector_round"] = np.asarray(model.detector_round, "<u2")
+    coords = group.create_dataset("detector_coords", model.detector_coords.shape, "<f8")
+    for first in range(0, n, _ROWS_AT_ONCE):
+        coords[first : first + _ROWS_AT_ONCE] = model.detector_coords[first : first + _ROWS_AT_ONCE]
+    group["detector_round"] = np.asarray(model.detector_round, "<u4")
     group["detector_slot"] = np.asarray(model.detector_slot, "<u2")
 
 

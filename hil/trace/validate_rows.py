@@ -68,6 +68,25 @@ def rounds_ascend(trace: Trace, report: Validation) -> None:
         report.refuse("rounds-ascend", "/rounds/round", "rounds not ascending", bad.text)
 
 
+def windows_in_shot(trace: Trace, report: Validation) -> None:
+    """Windows of /decodes lie inside their shot; within a shot they do not go back."""
+    if not _has(trace, "decodes"):
+        return
+    bad, last = BadRows(), (-1, -1)
+    for first, rows in _blocks(trace, "decodes", "shot", "window_first", "window_last"):
+        shot, begin, end = (rows[c].astype(np.int64) for c in rows)
+        before = np.concatenate([[last[1]], begin[:-1]])
+        back = (shot == np.concatenate([[last[0]], shot[:-1]])) & (begin < before)
+        outside = (end < begin) | (end > trace.n_rounds)
+        bad.add(back | outside, first, window_first=begin, window_last=end)
+        last = int(shot[-1]), int(begin[-1])
+    if bad.count:
+        report.refuse(
+            "windows", "/decodes/window_first", "windows outside their shot or out of order",
+            bad.text, f"rounds 0 to {trace.n_rounds}, ascending within a shot",
+        )  # fmt: skip
+
+
 def one_epoch_per_shot(trace: Trace, report: Validation) -> None:
     """Rows of a shot in /rounds and /decodes carry the epoch of the shot in /shots."""
     shots = trace.stream("shots", ["shot", "epoch"])
@@ -255,6 +274,7 @@ def _note_decodes(trace: Trace, report: Validation) -> None:
 RULES: Final[tuple[Rule, ...]] = (
     shots_ascend,
     rounds_ascend,
+    windows_in_shot,
     one_epoch_per_shot,
     first_rows,
     intended_on_grid,

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hil.errors import UsageError
-from hil.verdict import stats
-from hil.verdict.group import LATENCIES, Group, groups_of, watch_name
+from hil.verdict import load, stats
+from hil.verdict.group import LATENCIES, Group, groups_of, latency_name, watch_name
 from hil.verdict.histogram import Histogram
 from hil.verdict.measured import Clusters, Measured, NotMeasuredError
 
@@ -42,17 +42,21 @@ DEPENDENCE_LEVEL: Final = 0.05
 
 def measure(metrics: Metrics, metric: str, stat: str, confidence: float, scope: str) -> Measured:
     """Any metric by its scenario name; see `Metrics.measure`."""
-    if metric.startswith("latency."):
+    if metric.startswith("latency.") or metric == "reaction_time":
         return _quantile(metrics, metric, stat, confidence, scope)
     if metric in RATE_METRICS:
         return _rate(metrics, metric, confidence, scope)
     if metric == "ler.per_round":
         return _per_round(metrics, confidence, scope)
+    if metric == load.METRIC:
+        services = [metrics.services[name] for name in groups_of(scope)]
+        return load.measure(services, metrics.window_time_ps, confidence, scope, metrics.time_label)
     if metric == "backlog.slope":
         return _slope(metrics, confidence, scope)
     if metric in metrics.counts or metric in COUNT_METRICS:
         return _count(metrics, metric)
-    known = [*(f"latency.{name}" for name in LATENCIES), *RATE_METRICS, "backlog.slope"]
+    known = [*(f"latency.{name}" for name in LATENCIES), "reaction_time", *RATE_METRICS]
+    known += ["backlog.slope", load.METRIC]
     raise UsageError("no such metric", got=metric, allowed=", ".join((*known, *COUNT_METRICS)))
 
 
@@ -96,7 +100,7 @@ def _groups(metrics: Metrics, scope: str) -> list[Group]:
 
 def _samples(metrics: Metrics, metric: str, scope: str) -> tuple[Histogram, int]:
     """Histogram and number of samples; unanswered shots count as end-to-end samples."""
-    latency = metric.removeprefix("latency.")
+    latency = latency_name(metric)
     if latency not in LATENCIES:
         raise UsageError("no such latency", got=metric, allowed=", ".join(LATENCIES))
     histogram = metrics.histogram(latency, scope)

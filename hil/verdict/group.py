@@ -52,9 +52,18 @@ _UNANSWERED: Final = np.zeros(256, np.bool_)
 _UNANSWERED[[int(s) for s in (Status.TIMEOUT, Status.DROPPED, Status.VOID)]] = True
 
 
+def latency_name(metric: str) -> str:
+    """Which of `LATENCIES` a metric is a quantile of; unknown names come back as they are.
+
+    The reaction time (last round to correction in effect) is the end-to-end latency: in sliding
+    windows the earlier rounds have been decoded by then.
+    """
+    return END_TO_END if metric == "reaction_time" else metric.removeprefix("latency.")
+
+
 def watch_name(metric: str, limit: int) -> str:
     """Name of the column that marks samples of ``metric`` above ``limit`` ps."""
-    return f"{metric.removeprefix('latency.')} > {limit}"
+    return f"{latency_name(metric)} > {limit}"
 
 
 def groups_of(scope: str) -> tuple[str, ...]:
@@ -130,7 +139,7 @@ def derive(
         raise RigError("hops do not add up to the latency", where="/shots/latency_ps")
     latency = np.where(answered, latency, MISSING_PS) if unanswered.any() else latency
     for metric, limits in watch.items():
-        name = metric.removeprefix("latency.")
+        name = latency_name(metric)
         for limit in limits:
             above = (
                 (latency if name == END_TO_END else hops[name]) > limit

@@ -26,9 +26,11 @@ from hil.verdict.group import (
     Group,
     derive,
     groups_of,
+    latency_name,
     watch_name,
 )
 from hil.verdict.histogram import Histogram
+from hil.verdict.load import WindowServices
 from hil.verdict.measured import Measured
 
 I64 = NDArray[np.int64]
@@ -61,6 +63,7 @@ class Metrics:
         watch: latency limits by metric; exceedances of these are tracked one by one, so that a
             verdict on them can allow for shots that are late together (`judge.limits_of`).
         episode_gap_shots: largest distance of two events of one episode.
+        window_time_ps: time in which the rounds arrive that a sliding window commits.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Metrics:
         *,
         watch: Mapping[str, tuple[int, ...]] | None = None,
         episode_gap_shots: int = EPISODE_GAP_SHOTS,
+        window_time_ps: int | None = None,
     ) -> None:
         if time_source not in ("modelled", "measured"):
             raise UsageError("time source", got=time_source, allowed="modelled, measured")
@@ -91,20 +95,22 @@ class Metrics:
             metric: tuple(sorted(set(limits))) for metric, limits in (watch or {}).items()
         }
         for metric in self.watch:
-            if metric.removeprefix("latency.") not in LATENCIES:
+            if latency_name(metric) not in LATENCIES:
                 raise UsageError("no such latency", got=metric, allowed=", ".join(LATENCIES))
         self.groups = {name: Group(self.columns) for name in GROUPS}
         self.episodes = {
             scope: {name: Episodes(episode_gap_shots) for name in self.columns}
             for scope in ("clean", "all")
         }
+        self.window_time_ps = window_time_ps
+        self.services = {name: WindowServices() for name in GROUPS}
         self._next_shot = 0
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of all events that are tracked: rates and watched limits."""
         watched = (watch_name(m, x) for m, limits in self.watch.items() for x in limits)
-        return (*RATES, *watched)
+        return tuple(dict.fromkeys((*RATES, *watched)))
 
     # --- taking in -----------------------------------------------------------------------------
 
@@ -112,6 +118,7 @@ class Metrics:
         self,
         shots: Mapping[str, NDArray[np.generic]],
         windows: Mapping[str, NDArray[np.int64]],
+        window_service_ps: NDArray[np.int64] | None = None,
     ) -> None:
         """Add a batch of shots, ascending and behind all shots added before.
 
@@ -120,6 +127,7 @@ class Metrics:
                 fallback, status`` and, if known, ``n_rounds``.
             windows: stamps of each shot's last block, int64 [n], columns of /rounds
                 ``t_intended_ps`` ... ``t_applied_ps``; empty if there are none.
+            window_service_ps: int64 [n, w], service time of each sliding window.
 
         Raises:
             RigError: the columns contradict each other: shots out of order, warm-up marks that
@@ -143,6 +151,9 @@ class Metrics:
         parts = _split(marks)
         for name, chosen in parts.items():
             self.groups[name].update(batch if chosen is None else batch.take(chosen))
+            if window_service_ps is not None:
+                rows = slice(None) if chosen is None else chosen
+                self.services[name].update(position[rows], window_service_ps[rows])
         clean = parts.get("clean", _NOTHING)
         for name in self.columns:
             event = batch.columns[name]

@@ -30,6 +30,8 @@ def total_shots(
     """
     if spec.kind == "slope":
         return _slope(measured, limit)
+    if spec.kind == "load":
+        return None
     if spec.kind == "latency":
         rate = metrics.exceedance(spec.metric, int(limit), measured.confidence, measured.scope)
         share = float(1 - spec.quantile)

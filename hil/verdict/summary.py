@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from hil.timebase import MISSING_PS
 from hil.trace.extras import HopSummary, TraceExtras
 from hil.trace.schema import Block, ByteWidths, Record, block, clip, code
 from hil.verdict import stats
-from hil.verdict.group import GROUPS, HOPS, LATENCIES
+from hil.verdict.group import END_TO_END, GROUPS, HOPS, LATENCIES, latency_name
 from hil.verdict.histogram import Histogram
 from hil.verdict.judge import Judgement, Verdict, limits_of
 from hil.verdict.metrics import Metrics
@@ -127,11 +127,16 @@ def from_trace(trace: Trace) -> Metrics:
         decoder["deadline_ps"],
         "measured" if trace.measured else "modelled",
         max(1, trace.pace),
-        watch={m: x for m, x in watch.items() if full or m == "latency.end_to_end"},
+        watch={m: x for m, x in watch.items() if full or latency_name(m) == END_TO_END},
+        window_time_ps=_window_time_ps(resolved["system"]) if full else None,
     )
     decoded = full and "decodes" in trace.streams
     for record in trace.records():
-        metrics.update(record["shots"], last_blocks(record) if full else {})
+        metrics.update(
+            record["shots"],
+            last_blocks(record) if full else {},
+            _window_services(record, decoder.get("window", {})) if decoded else None,
+        )
         if decoded:
             metrics.add_counts(_decode_counts(record))
     if not full:
@@ -147,6 +152,24 @@ def last_blocks(record: Record) -> dict[str, NDArray[np.int64]]:
     shots, rounds = record["shots"], record["rounds"]
     row = shots["first_round_row"].astype(np.int64) + shots["n_rounds"].astype(np.int64)
     return {name: rounds[name][row] for name in _STAMPS}
+
+
+def _window_time_ps(system: Mapping[str, Any]) -> int | None:
+    commit = system["decoder"].get("window", {}).get("commit")
+    return None if commit is None else commit * system["qpu"]["round_period_ps"]
+
+
+def _window_services(record: Record, window: Mapping[str, Any]) -> NDArray[np.int64] | None:
+    """Service time of each sliding window from /decodes, int64 [n, w]; ``None`` without windows."""
+    commit = window.get("commit")
+    if commit is None:
+        return None
+    decodes, shots = record["decodes"], record["shots"]
+    k = decodes["window_first"].astype(np.int64) // commit
+    out = np.full((len(shots["shot"]), int(k.max(initial=0)) + 1), MISSING_PS, dtype=np.int64)
+    took = decodes["t_glob_end_ps"] - decodes["t_glob_start_ps"]
+    out[np.searchsorted(shots["shot"], decodes["shot"]), k] = took
+    return out
 
 
 def _decode_counts(record: Record) -> dict[str, int]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gpu_decoder.policy import PolicyConfig
 from gpu_decoder.protocol import Reason
+from gpu_decoder.windows import WindowPlan
 from hil.errors import UsageError
 from hil.rack.bulk import BulkExecutor
 from hil.rack.events import EventExecutor
@@ -57,12 +58,29 @@ def pipelines(draw: st.DrawFn) -> tuple[Pipeline, int, list[int]]:
     return pipeline, draw(st.integers(0, 2**32)), sizes
 
 
+@st.composite
+def sliding_pipelines(draw: st.DrawFn) -> tuple[Pipeline, int, list[int]]:
+    pipeline, seed, sizes = draw(pipelines())
+    blocks = draw(st.integers(1, 9))
+    commit, buffer = draw(st.integers(1, 4)), draw(st.integers(0, 3))
+    sliding = dataclasses.replace(
+        pipeline,
+        n_blocks=blocks,
+        shot_period_ps=pipeline.round_period_ps * blocks + draw(st.integers(0, 20)),
+        ring_slots=draw(st.integers(min(blocks, commit + buffer), 14)),
+        policy=dataclasses.replace(pipeline.policy, enabled=False),
+        windows=WindowPlan(blocks, commit, buffer),
+    )
+    return sliding, seed, sizes
+
+
 def _workloads(pipeline: Pipeline, seed: int, sizes: list[int]) -> Iterator[Workload]:
     rng = np.random.default_rng(seed)
     heavy = int(rng.integers(2, 80))
     first = 0
     for n in sizes:
         r = pipeline.n_blocks
+        decodes = (n,) if pipeline.windows is None else (n, pipeline.windows.count)
 
         def some(*shape: int, low: int = 0, high: int = 7) -> np.ndarray:
             return rng.integers(low, high, size=shape, dtype=np.int64)
@@ -73,9 +91,9 @@ def _workloads(pipeline: Pipeline, seed: int, sizes: list[int]) -> Iterator[Work
             some(len(pipeline.rack_stations), n, r),
             some(n, r),
             some(n, r),
-            some(n),
-            some(n, low=1, high=heavy),
-            some(n, low=1, high=30),
+            some(*decodes),
+            some(*decodes, low=1, high=heavy),
+            some(*decodes, low=1, high=30),
             some(n, low=1, high=heavy),
             some(n, low=1, high=40),
             some(n),
@@ -104,6 +122,83 @@ def test_bulk_equals_events(case: tuple[Pipeline, int, list[int]]) -> None:
         hops = a.t_applied_ps[a.status == Status.OK] - a.t_intended_ps[a.status == Status.OK][:, -1]
         assert (hops >= 0).all()
         assert (a.reason[~answered] != Reason.NONE).all()
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(sliding_pipelines())
+def test_bulk_equals_events_with_sliding_windows(case: tuple[Pipeline, int, list[int]]) -> None:
+    pipeline, seed, sizes = case
+    bulk = list(BulkExecutor(pipeline).run(_workloads(pipeline, seed, sizes)))
+    events = list(EventExecutor(pipeline).run(_workloads(pipeline, seed, sizes)))
+    assert len(bulk) == len(events) == len(sizes)
+    plan = pipeline.windows
+    assert plan is not None
+    for a, b in zip(bulk, events, strict=True):
+        _same(a, b)
+        assert a.t_window_start_ps is not None
+        assert a.t_window_end_ps is not None
+        answered = a.path == Path.PRIMARY
+        start, end = a.t_window_start_ps[answered], a.t_window_end_ps[answered]
+        assert (
+            start[:, 1:] >= end[:, :-1]
+        ).all()  # each needs the defects carried by the one before
+        assert (start >= a.t_visible_ps[answered][:, plan.last_round]).all()
+        assert (a.t_decode_start_ps[answered] == start[:, -1]).all()
+        assert (answered == ~a.dropped.any(axis=1)).all()
+
+
+def test_the_random_sliding_pipelines_reach_every_fate() -> None:
+    seen: set[int] = set()
+    partly = waited = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        pipeline = Pipeline(
+            8, 1, 10, 90, (), (Station("packetize"),), 1, 1, int(rng.integers(3, 14)), 90, 45,
+            PolicyConfig(False, int(rng.integers(1, 3)), 1, 5), WindowPlan(8, 2, 1),
+        )  # fmt: skip
+        for t in BulkExecutor(pipeline).run(_workloads(pipeline, seed, [30])):
+            seen |= set(t.reason.tolist())
+            lost = t.dropped.any(axis=1)
+            partly += int((lost & ~t.dropped[:, :3].any(axis=1)).sum())
+            waited += int((t.queue_depth > 0).sum())
+    assert seen == {Reason.NONE, Reason.QUEUE_FULL, Reason.TRANSPORT_LOSS}
+    assert partly > 100
+    assert waited > 100
+
+
+@pytest.mark.parametrize("sliding", [True, False])
+def test_interpreted_kernels_equal_compiled_ones(sliding: bool) -> None:
+    pipeline = Pipeline(
+        8, 2, 10, 90, (Station("demod", 2),), (Station("packetize"),), 1, 1, 10, 90, 45,
+        PolicyConfig(not sliding, 1, 1, 5), WindowPlan(8, 2, 1) if sliding else None,
+    )  # fmt: skip
+    interpreted = BulkExecutor(pipeline)
+    interpreted.compiled = False
+    for a, b in zip(
+        BulkExecutor(pipeline).run(_workloads(pipeline, 6, [20, 20])),
+        interpreted.run(_workloads(pipeline, 6, [20, 20])),
+        strict=True,
+    ):
+        _same(a, b)
+
+
+def test_broken_window_executor_is_caught() -> None:
+    """One that forgets between batches which worker is busy and what the ring holds."""
+
+    class Forgetful(BulkExecutor):
+        def run(self, workloads: Iterator[Workload]) -> Iterator[Timeline]:
+            for work in workloads:
+                yield from BulkExecutor(self._pipeline).run(iter([work]))
+
+    pipeline = Pipeline(
+        8, 1, 10, 90, (), (Station("packetize"),), 1, 1, 14, 900, 450,
+        PolicyConfig(False, 1, 1, 5), WindowPlan(8, 2, 1),
+    )  # fmt: skip
+    good = list(EventExecutor(pipeline).run(_workloads(pipeline, 4, [20, 20])))
+    bad = list(Forgetful(pipeline).run(_workloads(pipeline, 4, [20, 20])))
+    _same(good[0], bad[0])
+    with pytest.raises(AssertionError):
+        _same(good[1], bad[1])
 
 
 def test_the_random_pipelines_reach_every_fate() -> None:

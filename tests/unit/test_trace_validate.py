@@ -116,6 +116,8 @@ REFUSED = [
     ("shots-ascend", "/shots/shot", tie_shots),
     ("shots-ascend", "/rounds/shot", both_orders),
     ("rounds-ascend", "/rounds/round", lambda f: put(f, "rounds/round", 4, 0)),
+    ("windows", "/decodes/window_first", lambda f: put(f, "decodes/window_last", 4, 10**6)),
+    ("windows", "/decodes/window_first", lambda f: put(f, "decodes/window_first", 4, 10**5)),
     ("one-epoch", "/rounds/epoch", second_epoch),
     ("one-epoch", "/decodes/epoch", lambda f: put(f, "decodes/epoch", 4, 1)),
     ("orphan-rows", "/decodes/shot", lambda f: put(f, "decodes/shot", N - 1, N)),
