@@ -199,7 +199,7 @@ def _left_behind(before: set[str]) -> set[str]:
 # -- what is left ---------------------------------------------------------------------------------
 
 
-def _examine(
+def _examine(  # noqa: PLR0912 - a list of checks
     victim: str, status: int, run: Path, counts: tuple[int, int, int], said: str,
     orphans: tuple[str, ...], left: tuple[str, ...],
 ) -> Found:  # fmt: skip
