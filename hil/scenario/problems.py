@@ -44,10 +44,8 @@ class Problem:
         place = f"{self.path}:{self.line}:{self.col}" if self.line else self.path
         dotted = f"{self.dotted}: " if self.dotted else ""
         head = f"{place}: {self.level}[{self.code}]: {dotted}{self.what}"
-        parts = (("got", self.got), ("allowed", self.allowed), ("fix", self.fix))
-        return "\n".join(
-            [head, *(f"    {name + ':':<9}{_clipped(text)}" for name, text in parts if text)]
-        )
+        parts = (("got", _clipped(self.got)), ("allowed", self.allowed), ("fix", self.fix))
+        return "\n".join([head, *(f"    {name + ':':<9}{text}" for name, text in parts if text)])
 
 
 def _clipped(text: str) -> str:
