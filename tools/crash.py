@@ -317,6 +317,7 @@ def table(kills: int, victims: Sequence[str] = VICTIMS) -> tuple[str, list[Found
         for index in range(kills):
             with tempfile.TemporaryDirectory(prefix="hil-crash-") as folder:
                 found.append(kill_once(victim, index, Path(folder)))
+            print(found[-1], file=sys.stderr, flush=True)
     return HEAD + "".join(_row(v, [f for f in found if f.victim == v]) for v in victims), found
 
 
