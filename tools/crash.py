@@ -36,8 +36,8 @@ SHOTS = {"writer": 200_000}
 LIVE_SHOTS = 500
 SPAN_S = {"writer": 4.0}
 LIVE_SPAN_S = 4.0
-"""Kills of even number fall into this time from the creation of the live trace on (start-up, mostly);
-those of odd number into the stream."""
+"""Kills of even number fall into this time from the creation of the live trace on: start-up,
+mostly. Those of odd number fall into the stream."""
 
 NAMED = {"node": "node died", "worker": "decode worker", "rack": "feeder process"}
 _TIMEOUT_S = 120.0
