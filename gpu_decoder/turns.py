@@ -73,12 +73,8 @@ class TurnDecoders:
 
 def _in_place(parts: Sequence[tuple[I64Array, NDArray[Number]]]) -> NDArray[Number]:
     """Rows of several arrays in one, each at its own place."""
-    some = parts[0][1]
-    n = sum(rows.size for rows, _ in parts)
-    out: NDArray[Number] = np.empty((n, *some.shape[1:]), some.dtype)
-    for rows, values in parts:
-        out[rows] = values
-    return out
+    order = np.argsort(np.concatenate([rows for rows, _ in parts]))
+    return np.concatenate([values for _, values in parts])[order]
 
 
 def build_turns(

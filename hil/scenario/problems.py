@@ -44,11 +44,7 @@ class Problem:
         place = f"{self.path}:{self.line}:{self.col}" if self.line else self.path
         dotted = f"{self.dotted}: " if self.dotted else ""
         head = f"{place}: {self.level}[{self.code}]: {dotted}{self.what}"
-        parts = (
-            ("got", _clipped(self.got)),
-            ("allowed", self.allowed),
-            ("fix", _clipped(self.fix)),
-        )
+        parts = (("got", _clipped(self.got)), ("allowed", self.allowed), ("fix", self.fix))
         return "\n".join([head, *(f"    {name + ':':<9}{text}" for name, text in parts if text)])
 
 
