@@ -108,6 +108,8 @@ def decode(raw: bytes) -> Recording:
         ScenarioError: not a recording.
     """
     try:
+        if not raw.startswith(b"PK"):  # numpy would take it for a pickle, and say so
+            raise ValueError("no npz archive")
         with np.load(io.BytesIO(raw), allow_pickle=False) as file:
             parts = {name: file[name] for name in _ARRAYS}
         found = Recording(

@@ -10,7 +10,9 @@ import pytest
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
 
-@pytest.mark.parametrize(("victim", "index"), zip(crash.VICTIMS, (1, 1, 1, 0, 1), strict=True))
+@pytest.mark.parametrize(
+    ("victim", "index"), list(zip(crash.VICTIMS, (1, 1, 1, 0, 1), strict=True))
+)
 def test_a_kill_loses_at_most_one_commit_and_leaves_nothing(
     victim: str, index: int, tmp_path: Path
 ) -> None:

@@ -148,13 +148,15 @@ def test_two_readers_of_one_process_see_the_same_rows(tmp_path):
     child = start(tmp_path / "t.h5")
     try:
         with Trace(tmp_path / "t.part.h5") as a, Trace(tmp_path / "t.part.h5") as b:
-            end = time.monotonic() + 1.0
-            while time.monotonic() < end:
+            n, polls, end = 0, 0, time.monotonic() + 20.0
+            enough = 2 * layout.commit_shots("rounds", 2, WIDTHS)
+            while time.monotonic() < end and (n <= enough or polls < 20):
+                polls += 1
                 for trace in (a, b):
                     n = trace.refresh().rows["shots"]
                     shot = trace.stream("shots", ["shot"])["shot"]
                     assert np.array_equal(shot, np.arange(n))
-            assert n > 2 * layout.commit_shots("rounds", 2, WIDTHS)
+            assert n > enough
             with pytest.raises(TraceError, match="still being written"):
                 recover(tmp_path / "t.part.h5")
             kill(child)
