@@ -108,8 +108,6 @@ def decode(raw: bytes) -> Recording:
         ScenarioError: not a recording.
     """
     try:
-        if not raw.startswith(b"PK"):  # numpy would take it for a pickle, and say so
-            raise ValueError("no npz archive")
         with np.load(io.BytesIO(raw), allow_pickle=False) as file:
             parts = {name: file[name] for name in _ARRAYS}
         found = Recording(
@@ -127,6 +125,8 @@ def decode(raw: bytes) -> Recording:
         why = str(error)
     except (zipfile.BadZipFile, zlib.error, MemoryError) as error:
         why = str(error)
+    if not raw.startswith(b"PK"):
+        why = "no npz archive"  # numpy takes it for a pickle
     if why:
         raise ScenarioError(
             "not a recording", got=why, allowed=FORMAT, fix="write it with hil rack fit"
