@@ -293,11 +293,11 @@ def _is_prefix(shots: dict[str, np.ndarray], asked: int) -> bool:
 
 def _sampled(n_shots: int) -> dict[str, np.ndarray]:
     from hil.device.sampler import StimSampler
-    from hil.run.parts import build_circuit
+    from hil.run.parts import build_circuits
     from hil.scenario.load import load_scenario
 
     scenario = load_scenario(SCENARIO).scenario
-    sampler = StimSampler(build_circuit(scenario), scenario.run.seed)
+    sampler = StimSampler(build_circuits(scenario), scenario.run.seed)
     batches = list(sampler.batches(n_shots))
     return {
         "shot": np.arange(n_shots, dtype="<u8"),

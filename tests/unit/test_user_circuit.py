@@ -116,7 +116,7 @@ def test_an_empty_file_is_no_circuit(folder: Path, text: str) -> None:
 
 
 def test_rounds_have_an_upper_limit(folder: Path) -> None:
-    assert problem(folder, "rounds: 65535").code == "E205"
+    assert problem(folder, "rounds: 1000001").code == "E205"
 
 
 @pytest.mark.parametrize(
