@@ -31,8 +31,8 @@ MAX_OBSERVABLES: Final = 1024
 MAX_TARGETS: Final = 10**8
 """Targets of all instructions with REPEAT blocks unrolled: beyond, sampling would never end."""
 
-_NO_CODE: Final = re.compile(r"\[[^\]\n]*\]|#[^\n]*")
-"""Tags and comments."""
+_NO_CODE: Final = re.compile(r"\[[^\]\n]*\]?|#[^\n]*")
+"""Tags, open ones to the end of their line (else many "[" take quadratic time), and comments."""
 
 _INTEGER: Final = "a whole number"
 

@@ -117,6 +117,14 @@ def test_too_large(folder: Path, text: str, what: str) -> None:
     assert (found.code, found.what) == ("E507", what)
 
 
+@pytest.mark.parametrize("line", ["[" * (1 << 20), "R[" * (1 << 19), "M 0 " + "[\\n" * (1 << 18)])
+def test_open_tags_take_no_time_and_no_memory(folder: Path, line: str) -> None:
+    (folder / "c.stim").write_text(CIRCUIT + line)
+    begun = time.monotonic()
+    assert problem(folder).code == "E507"
+    assert time.monotonic() - begun < 20
+
+
 @pytest.mark.parametrize("text", ["", "# nothing\n", "\n\n"])
 def test_an_empty_file_is_no_circuit(folder: Path, text: str) -> None:
     (folder / "c.stim").write_text(text)
