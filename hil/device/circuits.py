@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hil.device.coordinates import detector_coordinates
+from hil.device.error_model import Analysis, error_model
 from hil.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -141,11 +142,14 @@ def generated_memory(
         ) from error
 
 
-def from_stim(circuit: object, *, basis: str, rounds: int) -> CodeCircuit:
+def from_stim(
+    circuit: object, *, basis: str, rounds: int, analysis: Analysis = error_model
+) -> CodeCircuit:
     """Wrap a ``stim.Circuit`` whose detectors carry their block as last coordinate, 0..rounds.
 
     Raises:
         ScenarioError: a detector has no coordinates or lies outside 0..rounds.
+        ValueError: stim finds no model that is graphlike.
     """
     import stim
 
@@ -163,5 +167,5 @@ def from_stim(circuit: object, *, basis: str, rounds: int) -> CodeCircuit:
             allowed=f"last coordinate 0..{rounds}",
             fix="give every DETECTOR its round as last coordinate",
         )
-    dem = circuit.detector_error_model(decompose_errors=True)
-    return CodeCircuit(str(circuit), str(dem), basis, rounds, int(circuit.num_observables), coords)
+    dem_text = analysis(circuit)
+    return CodeCircuit(str(circuit), dem_text, basis, rounds, int(circuit.num_observables), coords)

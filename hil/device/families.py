@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from hil.device.circuits import CodeCircuit, from_stim, generated_memory
+from hil.device.error_model import Analysis, error_model, limited_error_model
 from hil.device.noise import si1000
 from hil.errors import ScenarioError
 from hil.scenario.model import (
@@ -31,11 +32,13 @@ def build_models(qpu: QpuSpec) -> Models:
 
     Raises:
         ScenarioError: stim refuses the parameters, an error is not graphlike, a detector is not
-            deterministic, the noise does not fit, or two models differ in shape.
+            deterministic, the noise does not fit, two models differ in shape, or the model of a
+            user's circuit is beyond all bounds.
     """
     circuit = qpu.circuit
     if isinstance(circuit, UserCircuit):
-        return (_checked(_user_circuit(circuit, qpu.noise), circuit.basis, circuit.rounds),)
+        made = _user_circuit(circuit, qpu.noise)
+        return (_checked(made, circuit.basis, circuit.rounds, limited_error_model),)
     models = tuple(
         _checked(_generated(circuit, basis, qpu.noise), basis, circuit.rounds)
         for basis in circuit.bases
@@ -95,10 +98,12 @@ def _user_circuit(circuit: UserCircuit, noise: NoiseSpec) -> stim.Circuit:
     return si1000(made, noise.p) if isinstance(noise, Si1000Noise) else made
 
 
-def _checked(circuit: stim.Circuit, basis: str, rounds: int) -> CodeCircuit:
+def _checked(
+    circuit: stim.Circuit, basis: str, rounds: int, analysis: Analysis = error_model
+) -> CodeCircuit:
     """Wrap a circuit; what stim says of one that matching cannot decode becomes one clear error."""
     try:
-        return from_stim(circuit, basis=basis, rounds=rounds)
+        return from_stim(circuit, basis=basis, rounds=rounds, analysis=analysis)
     except ValueError as error:
         lines = [line for line in str(error).splitlines() if line]
         raise ScenarioError(

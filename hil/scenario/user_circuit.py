@@ -16,8 +16,13 @@ from hil.scenario.fields import problem
 if TYPE_CHECKING:
     import stim
 
-MAX_NESTING: Final = 64
-"""REPEAT blocks inside one another; stim's parser overruns its stack far beyond."""
+MAX_NESTING: Final = 8
+"""REPEAT blocks inside one another: a walk holds a copy per level, stim's parser one of its stack
+frames (100,000 levels overrun it)."""
+
+MAX_LINES: Final = 1 << 20
+MAX_COORDINATES: Final = 16
+"""Of one DETECTOR or SHIFT_COORDS."""
 
 MAX_QUBITS: Final = 1 << 16
 MAX_DETECTORS: Final = 1 << 20
@@ -26,8 +31,8 @@ MAX_OBSERVABLES: Final = 1024
 MAX_TARGETS: Final = 10**8
 """Targets of all instructions with REPEAT blocks unrolled: beyond, sampling would never end."""
 
-_NO_CODE: Final = re.compile(r"\[[^\]\n]*\]|#[^\n]*")
-"""Tags and comments."""
+_NO_CODE: Final = re.compile(r"\[[^\]\n]*\]?|#[^\n]*")
+"""Tags, open ones to the end of their line (else many "[" take quadratic time), and comments."""
 
 _INTEGER: Final = "a whole number"
 
@@ -60,11 +65,24 @@ def parse_circuit(text: str, name: str) -> stim.Circuit:
     """
     import stim
 
-    depth = _nesting(text)
+    if "\0" in text:  # stim would carry it in a tag into a model that it cannot read again
+        raise problem(
+            "E507",
+            f"file '{name}' is not text",
+            got=f"a NUL character in line {text[: text.index(chr(0))].count(chr(10)) + 1}",
+            allowed="text without NUL characters",
+            fix="save the file as text",
+            at="file",
+        )
+    depth, lines = _nesting(text), text.count("\n") + 1
     if depth > MAX_NESTING:
         raise _unusable("too many REPEAT blocks inside one another", depth, MAX_NESTING)
+    if lines > MAX_LINES:
+        raise _unusable("too many lines in the circuit", lines, MAX_LINES)
     try:
-        circuit = stim.Circuit(text)
+        # A tag that is open where the text ends makes stim (1.16) fill the memory; at the end of a
+        # line it is an error.
+        circuit = stim.Circuit(text + "\n")
     except (ValueError, IndexError) as err:
         raise problem(
             "E507",
@@ -78,6 +96,7 @@ def parse_circuit(text: str, name: str) -> stim.Circuit:
         ("qubits", circuit.num_qubits, MAX_QUBITS),
         ("detectors", circuit.num_detectors, MAX_DETECTORS),
         ("observables", circuit.num_observables, MAX_OBSERVABLES),
+        ("coordinates of one detector or shift", _coordinates(circuit), MAX_COORDINATES),
         ("targets, REPEAT blocks unrolled,", _targets(circuit), MAX_TARGETS),
     ):
         if got > most:
@@ -115,6 +134,18 @@ def _targets(circuit: stim.Circuit) -> int:
         else:
             total += int(step.repeat_count) * _targets(body())
     return total
+
+
+def _coordinates(circuit: stim.Circuit) -> int:
+    """Most coordinates of a DETECTOR or SHIFT_COORDS."""
+    most = 0
+    for step in circuit:
+        body = getattr(step, "body_copy", None)
+        if body is not None:
+            most = max(most, _coordinates(body()))
+        elif step.name in {"DETECTOR", "SHIFT_COORDS"}:
+            most = max(most, len(step.gate_args_copy()))
+    return most
 
 
 def check_rounds(circuit: stim.Circuit, rounds: int) -> None:

@@ -100,12 +100,29 @@ def test_deep_blocks_do_not_overrun_the_stack(folder: Path, name: str) -> None:
         ("REPEAT 2000000 {\n    DETECTOR(0) rec[-1]\n}\n", "too many detectors in the circuit"),
         ("OBSERVABLE_INCLUDE(4000000000)\n", "too many observables in the circuit"),
         ("REPEAT 20000 {\n    DETECTOR(0) rec[-1]\n}\n", "too many detectors in one round"),
+        ("# a line\n" * (1 << 20), "too many lines in the circuit"),
+        (
+            "SHIFT_COORDS(" + ",".join("0" * 17) + ")\n",
+            "too many coordinates of one detector or shift in the circuit",
+        ),
+        (
+            "REPEAT 2 {\nDETECTOR(" + ",".join("1" * 300) + ") rec[-1]\n}\n",
+            "too many coordinates of one detector or shift in the circuit",
+        ),
     ],
 )
 def test_too_large(folder: Path, text: str, what: str) -> None:
     (folder / "c.stim").write_text(CIRCUIT + text)
     found = problem(folder)
     assert (found.code, found.what) == ("E507", what)
+
+
+@pytest.mark.parametrize("line", ["[" * (1 << 20), "R[" * (1 << 19), "M 0 " + "[\\n" * (1 << 18)])
+def test_open_tags_take_no_time_and_no_memory(folder: Path, line: str) -> None:
+    (folder / "c.stim").write_text(CIRCUIT + line)
+    begun = time.monotonic()
+    assert problem(folder).code == "E507"
+    assert time.monotonic() - begun < 20
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "\n\n"])
