@@ -24,8 +24,8 @@ ROTATED: Final = "surface_code:rotated_memory"
 UNROTATED: Final = "surface_code:unrotated_memory"
 REPETITION: Final = "repetition_code:memory"
 
-MAX_ROUNDS: Final = 65_534
-"""Blocks of a shot are numbered by 16 bits."""
+MAX_ROUNDS: Final = 1_000_000
+"""A virtual run holds a whole shot, about 0.5 KB per round at d = 3; a ring bounds live shots."""
 
 _FAMILY: Final = "Who makes the circuit."
 _ROUNDS: Final = "Rounds of syndrome extraction in one shot."

@@ -14,6 +14,7 @@ import hil
 from hil.errors import ScenarioError
 from hil.rack.timeline import Status
 from hil.run.runner import RunOptions, RunResult, run_scenario
+from hil.scenario.load import load_scenario
 from hil.timebase import MISSING_PS
 from hil.verdict.judge import Verdict
 from hil.verdict.summary import from_trace
@@ -167,6 +168,12 @@ def test_live_networks_are_refused(scenarios: Path) -> None:
     )
     with pytest.raises(ScenarioError, match="not decoded on a live network"):
         run_scenario(path, options)
+
+
+def test_a_memory_of_a_hundred_thousand_rounds_is_a_valid_scenario(scenarios: Path) -> None:
+    overrides = ("system.qpu.circuit.rounds=100000", "system.qpu.shot_period=120ms")
+    loaded = load_scenario(scenarios / "streaming_d5.yaml", overrides=overrides)
+    assert loaded.scenario.system.qpu.n_blocks == 100_001
 
 
 _PEAK = """
