@@ -176,6 +176,13 @@ def test_a_memory_of_a_hundred_thousand_rounds_is_a_valid_scenario(scenarios: Pa
     assert loaded.scenario.system.qpu.n_blocks == 100_001
 
 
+def test_load_of_shots_that_are_one_window_is_refused(scenarios: Path) -> None:
+    """Only the last window of a shot would be left, and that one is not measured."""
+    overrides = (*SMALL, "run.shots=300", "system.decoder.window.commit=36")
+    with pytest.raises(ScenarioError, match=r"E513.*window\.load of shots that are one window"):
+        load_scenario(scenarios / "streaming_d5.yaml", overrides=overrides)
+
+
 _PEAK = """
 import sys
 from pathlib import Path
