@@ -111,7 +111,7 @@ def from_trace(trace: Trace) -> Metrics:
 
     Rates, end-to-end latency and backlog come from /shots. Hops come from the rows of /rounds at
     record level ``rounds`` and from /summary at level ``shots``, where /rounds holds exceptions
-    only (clusters of late hops are not known then). Counts that a file does not hold stay
+    only (clusters of late hops and the load of windows are not known then). Counts that a file does not hold stay
     unmeasured.
     """
     resolved = trace.meta["resolved"]
@@ -128,7 +128,7 @@ def from_trace(trace: Trace) -> Metrics:
         "measured" if trace.measured else "modelled",
         max(1, trace.pace),
         watch={m: x for m, x in watch.items() if full or latency_name(m) == END_TO_END},
-        window_time_ps=_window_time_ps(resolved["system"]) if full else None,
+        window_time_ps=_window_time_ps(resolved["system"]),
     )
     decoded = full and "decodes" in trace.streams
     for record in trace.records():

@@ -17,6 +17,7 @@ from hil.run.runner import RunOptions, RunResult, run_scenario
 from hil.scenario.load import load_scenario
 from hil.timebase import MISSING_PS
 from hil.verdict.judge import Verdict
+from hil.verdict.measured import NotMeasuredError
 from hil.verdict.summary import from_trace
 
 SCENARIOS = Path(__file__).resolve().parents[2] / "scenarios"
@@ -93,6 +94,15 @@ def test_a_file_gives_the_figures_of_the_run(small: RunResult) -> None:
     reaction = again.measure("reaction_time", "p99", 0.95, "clean")
     whole = again.measure("latency.end_to_end", "p99", 0.95, "clean")
     assert (reaction.value, reaction.lower) == (whole.value, whole.lower)
+
+
+def test_a_file_without_all_windows_says_so(scenarios: Path, tmp_path: Path) -> None:
+    result = _run(scenarios, tmp_path / "few", "run.shots=60", "run.record.level=shots")
+    assert ("decode window", "sliding, commit 5, buffer 5 rounds") in result.document.facts.workload
+    with hil.open_trace(result.trace) as trace:
+        metrics = from_trace(trace)
+    with pytest.raises(NotMeasuredError, match="no full window is known"):
+        metrics.measure("window.load", "", 0.95, "clean")
 
 
 def test_executors_write_the_same_content(scenarios: Path, tmp_path: Path) -> None:
