@@ -70,9 +70,8 @@ def _metrics() -> dict[str, Metric]:
         ),
         Metric(
             "window.load", "load", "1",
-            "Sliding windows: mean service time of a full window (commit + buffer rounds) of "
-            "answered shots / (commit x round_period); sequential windows keep up if and only if "
-            "it is below 1",
+            "Sliding windows: mean service time of a full window (commit + buffer rounds) / "
+            "(commit x round_period); sequential windows keep up if and only if it is below 1",
         ),
         Metric("deadline.miss_rate", "rate", "1", "Shots with slack below 0 or without an answer"),
         Metric(

@@ -166,6 +166,29 @@ def test_lost_answers_are_declared(scenarios: Path, tmp_path: Path) -> None:
     assert (shots["latency_ps"][dropped] == MISSING_PS).all()
 
 
+def test_the_load_counts_windows_of_shots_that_are_given_up(
+    scenarios: Path, tmp_path: Path
+) -> None:
+    """An overloaded node gives up the slow shots: without them it would seem to keep up."""
+    loads = []
+    for name, slots, period in (("full", 10, "46us"), ("ample", 4096, "1ms")):
+        result = _run(
+            scenarios, tmp_path / name, "run.shots=400", "system.qpu.noise.p=0.012",
+            f"system.decoder.ring.slots={slots}", f"system.qpu.shot_period={period}",
+        )  # fmt: skip
+        with hil.open_trace(result.trace) as trace:
+            again = from_trace(trace)
+        load = again.measure("window.load", "", 0.95, "clean")
+        shown = next(row for row in result.document.rates if row.name == "window.load")
+        assert (shown.value.value, shown.n) == (load.value, load.n)
+        loads.append((load, again.measure("decoder.unanswered_rate", "", 0.95, "clean").value))
+    (full, lost), (ample, none) = loads
+    assert none == 0.0
+    assert lost > 0.2
+    assert full.n > (1 - lost) * ample.n, "windows of shots that were given up are in it"
+    assert full.value == pytest.approx(ample.value, rel=0.03)
+
+
 def test_live_networks_are_refused(scenarios: Path) -> None:
     path = scenarios / "surface_d5.yaml"
     options = RunOptions(
