@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import hil
+from gpu_decoder.windowed import SlidingMatching
 from hil.errors import ScenarioError
 from hil.rack.timeline import Status
 from hil.run.runner import RunOptions, RunResult, run_scenario
@@ -187,6 +188,20 @@ def test_the_load_counts_windows_of_shots_that_are_given_up(
     assert lost > 0.2
     assert full.n > (1 - lost) * ample.n, "windows of shots that were given up are in it"
     assert full.value == pytest.approx(ample.value, rel=0.03)
+
+
+def test_a_decoder_that_refuses_is_a_rig_error(
+    scenarios: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("a detector fired that no error flips")
+
+    monkeypatch.setattr(SlidingMatching, "decode_batch", refuse)
+    result = _run(scenarios, tmp_path / "run", "run.shots=60")
+    assert result.verdict is Verdict.RIG_ERROR
+    assert "refused a batch" in result.document.headline
+    with hil.open_trace(result.trace) as trace:
+        assert trace.rows("shots") == 0
 
 
 def test_live_networks_are_refused(scenarios: Path) -> None:
