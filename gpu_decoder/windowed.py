@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -61,6 +62,12 @@ class EdgeTable:
     observables: list[frozenset[int]]
     rounds: I64Array
 
+    @cached_property
+    def parts(self) -> tuple[I64Array, Bools]:
+        """Connected part of each detector, int64 [D], and whether each part has a boundary."""
+        outer = self.ends[:, 1] < 0
+        return _parts(self.ends[~outer], self.ends[outer, 0], self.rounds.size)
+
     @staticmethod
     def of(folded: FoldedModel) -> EdgeTable:
         """Edges of a folded model.
@@ -94,9 +101,13 @@ class WindowMatching:
     Attributes:
         detectors: int64 [m], detectors of the window that an edge touches, ascending; bit ``i`` of
             the input is detector ``detectors[i]``.
-        silent: int64 [q], detectors of the window without an edge: they can never fire.
+        silent: int64 [q], detectors of the window that no error of the model flips.
         carried: int64 [c], detectors beyond the commit region that a committed edge can flip; bit
             ``i`` of ``carried_b8`` is detector ``carried[i]``.
+
+    Raises:
+        ValueError: after the windows before, the window may hold defects that nothing explains:
+            all errors behind them reach into rounds that have been decided.
     """
 
     def __init__(self, edges: EdgeTable, window: WindowSpec, n_observables: int) -> None:
@@ -116,6 +127,7 @@ class WindowMatching:
         self.detectors = np.unique(edges.ends[inside & chosen[:, np.newaxis]])
         here = np.flatnonzero((rounds >= first) & (rounds < end))
         self.silent = np.setdiff1d(here, self.detectors)
+        _refuse_stranded(edges, window, chosen, inside)
         bit = {int(d): n_observables + i for i, d in enumerate(self.carried)}
         node = {int(d): i for i, d in enumerate(self.detectors)}
         matching: Any = pymatching.Matching()
@@ -198,6 +210,51 @@ class WindowMatching:
         }
 
 
+def _parts(pairs: I64Array, at_boundary: I64Array, n: int) -> tuple[I64Array, Bools]:
+    """Connected part of each of ``n`` nodes, and whether each part has a boundary.
+
+    ``pairs`` int64 [E, 2] are edges between nodes, ``at_boundary`` nodes with a boundary edge.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+    count, part = connected_components(graph, directed=False)
+    open_: Bools = np.zeros(count, np.bool_)
+    open_[part[at_boundary]] = True
+    return part.astype(np.int64), open_
+
+
+def _refuse_stranded(edges: EdgeTable, window: WindowSpec, chosen: Bools, inside: Bools) -> None:
+    """Refuse a window that may get an odd number of defects in a part without boundary.
+
+    A part without boundary is even if it is all that is left of a part of the model that has none
+    either: every error and every committed edge flips two detectors of it.
+
+    Raises:
+        ValueError: there is another part without boundary.
+    """
+    here = np.flatnonzero((edges.rounds >= window.first_round) & (edges.rounds < window.end_round))
+    number = np.full(edges.rounds.size, -1, dtype=np.int64)
+    number[here] = np.arange(here.size)
+    both = inside.all(axis=1) & chosen
+    one = chosen & ~both
+    outer = edges.ends[one][inside[one]]
+    part, has_boundary = _parts(number[edges.ends[both]], number[outer], here.size)
+    whole, whole_open = edges.parts
+    owner = np.empty(has_boundary.size, dtype=np.int64)
+    owner[part] = whole[here]  # all detectors of a part lie in one part of the model
+    shared = np.bincount(owner, minlength=whole_open.size) > 1
+    stranded = ~has_boundary & (whole_open[owner] | shared[owner])
+    if stranded.any():
+        first, last = window.first_round, window.end_round - 1
+        raise ValueError(
+            f"the window of rounds {first} to {last} has {int(stranded[part].sum())} detectors "
+            "whose errors all reach into rounds that were decided before; choose a larger "
+            "buffer, or a commit with which the last window covers more rounds"
+        )
+
+
 class SlidingMatching:
     """Whole shots, decoded window by window; memory and build time do not grow with the rounds.
 
@@ -211,7 +268,8 @@ class SlidingMatching:
         buffer: rounds that it looks ahead (B >= 0).
 
     Raises:
-        ValueError: the model is not graphlike, has no detectors or a detector without round.
+        ValueError: the model is not graphlike, has no detectors or a detector without round, or
+            the last window cannot explain what the one before may leave to it.
     """
 
     def __init__(self, dem_text: str, *, commit: int, buffer: int) -> None:
@@ -226,6 +284,7 @@ class SlidingMatching:
         self._graphs: OrderedDict[WindowSpec, WindowMatching] = OrderedDict()
         self._dem_sha256 = hashlib.sha256(dem_text.encode()).hexdigest()
         self.graphs_built = 0
+        self.part(self.plan.count - 1)  # may be too short: refuse it before anything runs
 
     @property
     def kind(self) -> GlobalDecoder:

@@ -50,7 +50,8 @@ class Replay:
         """Durations of ``shape`` [n, r], or [n]: those of each shot's last block.
 
         Shots begin at recorded shots where both have equally many rounds. A recording of one row
-        per shot advances by one row per shot where one value per shot is asked for.
+        per shot advances by one row per shot where one value per shot is asked for; halves of a
+        round trip are those of one row, so that they add up.
 
         Raises:
             ScenarioError: the latency was not read from a file.
@@ -64,7 +65,7 @@ class Replay:
             )
         n, r = self.events.shape
         start = self._start(recording, r)
-        if len(shape) == 1 and recording.rounds_per_shot == 1:
+        if len(shape) == 1 and recording.rounds_per_shot == 1 and latency.half is None:
             whole = recording.replay_ps(latency.stage, start + np.arange(n), self.events[:, -1])
         else:
             rows = start + np.arange(n * r).reshape(n, r)

@@ -137,9 +137,9 @@ def finish(
 ) -> Timeline:
     """Send the answers home and decide each window's status.
 
-    ``windows`` are start and end of each window of a streaming decoder, [n, w]; ``start_ps`` and
-    ``end_ps`` are those of the last one. ``reply`` gives T8 and T9 where they were measured;
-    otherwise they follow from the samples.
+    ``windows`` are start and end of each window of a streaming decoder, [n, w], 0 where it was not
+    decoded; ``start_ps`` and ``end_ps`` are those of the last one. ``reply`` gives T8 and T9 where
+    they were measured; otherwise they follow from the samples.
 
     Answers leave the node, arrive and take effect in shot order (the response ring is strictly
     round robin); an early answer waits for its predecessors. Apart from that the way back has no
@@ -191,5 +191,5 @@ def finish(
         status,
         dropped,
         depth,
-        *(np.where(answered[:, None], column, MISSING_PS) for column in windows or ()),
+        *(np.where(column > 0, column, MISSING_PS) for column in windows or ()),
     )

@@ -112,7 +112,8 @@ class Timeline:
     full ring or lost on the way. ``queue_depth`` uint16 [n]: windows waiting when this one arrived.
 
     With sliding windows a shot's decode stamps are those of its last window; ``t_window_start_ps``
-    and ``t_window_end_ps`` [n, w] are those of all of them, else ``None``.
+    and ``t_window_end_ps`` [n, w] are those of all that were decoded, also of shots that were
+    given up later; ``None`` without sliding windows.
     """
 
     first_shot: int

@@ -93,9 +93,17 @@ def _workload(scenario: Scenario, n_detectors: int) -> tuple[tuple[str, str], ..
         ("noise", qpu.noise.shown),
         ("round period", format_ps(qpu.round_period_ps)),
         ("shot period", format_ps(qpu.shot_period_ps)),
+        ("decode window", _window(scenario)),
         ("deadline", format_ps(scenario.system.decoder.deadline_ps)),
         ("arrivals", "open loop"),
     )
+
+
+def _window(scenario: Scenario) -> str:
+    sliding = scenario.system.decoder.window.sliding
+    if sliding is None:
+        return "whole shot"
+    return f"sliding, commit {sliding[0]}, buffer {sliding[1]} rounds"
 
 
 def _bases(rig: Rig) -> tuple[str, ...]:

@@ -65,20 +65,20 @@ class FitResult:
 
     @property
     def state(self) -> State:
-        """Of the model that was asked for."""
-        return self.fitted.check.state
+        """Of the model that was asked for: what the held-out rounds say about it."""
+        check = self.fitted.check
+        return worst(check.independent) if self.fitted.independent else check.state
 
     @property
     def verdict(self) -> str:
         """One line for people."""
         check = self.fitted.check
         if self.fitted.independent:
-            state = worst(check.independent)
-            return f"independent draws: held-out rounds {state}; written as evidence assumed"
-        if check.state is State.REPRODUCED:
+            return f"independent draws: held-out rounds {self.state}; written as evidence assumed"
+        if self.state is State.REPRODUCED:
             return f"REPRODUCED: profile written, evidence {self.fitted.evidence}"
-        names = ", ".join(s.name for s in check.statistics if s.state is check.state)
-        if check.state is State.NOT_REPRODUCED:
+        names = ", ".join(s.name for s in check.statistics if s.state is self.state)
+        if self.state is State.NOT_REPRODUCED:
             return f"NOT REPRODUCED ({names}): no profile written"
         return (
             f"INCONCLUSIVE ({names}): too few data to tell, about "

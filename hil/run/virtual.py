@@ -14,6 +14,7 @@ import numpy as np
 
 from gpu_decoder.protocol import DecodedBatch, GlobalDecoder
 from hil.device.sampler import BlockCutter, ShotBatch, StimSampler, event_counts
+from hil.errors import DecoderError
 from hil.rack.pipeline import StageExecutor
 from hil.rack.plan import WorkloadSource
 from hil.rack.timeline import Path, Timeline, Workload
@@ -44,6 +45,9 @@ def drive(
         n_shots: shots wanted.
         stop: asked before each batch; no further one is begun once it says so.
         earlier: answers that an interrupted run has left.
+
+    Raises:
+        DecoderError: the primary refuses a batch; nothing is guessed.
     """
     under_way: deque[tuple[ShotBatch, DecodedBatch]] = deque()
 
@@ -52,11 +56,21 @@ def drive(
             return earlier.primary(batch, decoders.primary)
         return decoders.primary.decode_batch(batch.detectors_b8, batch.shots)
 
+    def decode(batch: ShotBatch) -> DecodedBatch:
+        try:
+            return primary(batch)
+        except ValueError as error:
+            raise DecoderError(
+                "the decoder refused a batch",
+                where=f"shots {batch.first_shot} to {batch.first_shot + batch.n_shots - 1}",
+                got=str(error),
+            ) from error
+
     def workloads() -> Iterator[Workload]:
         for batch in sampler.batches(n_shots):
             if stop():
                 return
-            decoded = primary(batch)
+            decoded = decode(batch)
             under_way.append((batch, decoded))
             events = decoded.window_events
             if events is None:  # the whole shot is one window

@@ -125,7 +125,7 @@ def check_parts(parts: Parts, document: Document) -> Iterator[Problem]:
         yield from _check_ring(parts.decoder, parts.qpu, document)
     if parts.decoder is not None:
         yield from check_windows(parts.decoder, parts.qpu, parts.rack, parts.bind, document)
-        yield from check_window_metrics(parts.expect, parts.decoder, document)
+        yield from check_window_metrics(parts.expect, parts.decoder, parts.qpu, document)
     if parts.bind is not None:
         yield from _check_bind(parts.bind, parts.decoder, document)
         if parts.qpu is not None and parts.decoder is not None:

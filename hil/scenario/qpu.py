@@ -25,7 +25,7 @@ UNROTATED: Final = "surface_code:unrotated_memory"
 REPETITION: Final = "repetition_code:memory"
 
 MAX_ROUNDS: Final = 1_000_000
-"""A bound against typing errors; a memory of 1e5 rounds is a long one."""
+"""A virtual run holds a whole shot, about 0.5 KB per round at d = 3; a ring bounds live shots."""
 
 _FAMILY: Final = "Who makes the circuit."
 _ROUNDS: Final = "Rounds of syndrome extraction in one shot."

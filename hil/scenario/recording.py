@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,8 +108,7 @@ def decode(raw: bytes) -> Recording:
         ScenarioError: not a recording.
     """
     try:
-        with np.load(io.BytesIO(raw), allow_pickle=False) as file:
-            parts = {name: file[name] for name in _ARRAYS}
+        parts = _arrays(raw)
         found = Recording(
             stages=tuple(str(name) for name in parts["stages"].tolist()),
             events_from=parts["events_from"],
@@ -132,6 +131,13 @@ def decode(raw: bytes) -> Recording:
             "not a recording", got=why, allowed=FORMAT, fix="write it with hil rack fit"
         )
     return found
+
+
+def _arrays(raw: bytes) -> dict[str, NDArray[Any]]:
+    if not raw.startswith(b"PK"):  # numpy would take it for a pickle, and say so
+        raise ValueError("no npz archive")
+    with np.load(io.BytesIO(raw), allow_pickle=False) as file:
+        return {name: file[name] for name in _ARRAYS}
 
 
 def _inconsistent(recording: Recording) -> str:

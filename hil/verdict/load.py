@@ -65,7 +65,7 @@ def measure(
     """Mean service time of a full window over ``window_time_ps``.
 
     Raises:
-        NotMeasuredError: the run has no sliding windows, or none was decoded.
+        NotMeasuredError: the run has no sliding windows, or no full one was decoded and kept.
     """
     if window_time_ps is None:
         raise NotMeasuredError("the run has no sliding windows", where=METRIC)
@@ -76,7 +76,9 @@ def measure(
     filled = sums["windows"] > 0
     n = int(sums["windows"].sum())
     if not n:
-        raise NotMeasuredError("no full window was decoded", where=f"{METRIC}, scope {scope}")
+        raise NotMeasuredError(
+            "the time of no full window is known", where=f"{METRIC}, scope {scope}"
+        )
     loads = sums["service"][filled] / sums["windows"][filled] / window_time_ps
     enough = n >= WINDOWS_PER_BATCH * stats.SLOPE_BATCHES
     return Measured(

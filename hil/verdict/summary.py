@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gpu_decoder.windows import WindowPlan
 from hil.scenario.expect import Expectation
 from hil.timebase import MISSING_PS
 from hil.trace.extras import HopSummary, TraceExtras
@@ -111,8 +112,8 @@ def from_trace(trace: Trace) -> Metrics:
 
     Rates, end-to-end latency and backlog come from /shots. Hops come from the rows of /rounds at
     record level ``rounds`` and from /summary at level ``shots``, where /rounds holds exceptions
-    only (clusters of late hops are not known then). Counts that a file does not hold stay
-    unmeasured.
+    only (clusters of late hops and the load of windows are not known then). Counts that a file
+    does not hold stay unmeasured.
     """
     resolved = trace.meta["resolved"]
     qpu, decoder = resolved["system"]["qpu"], resolved["system"]["decoder"]
@@ -128,14 +129,14 @@ def from_trace(trace: Trace) -> Metrics:
         "measured" if trace.measured else "modelled",
         max(1, trace.pace),
         watch={m: x for m, x in watch.items() if full or latency_name(m) == END_TO_END},
-        window_time_ps=_window_time_ps(resolved["system"]) if full else None,
+        window_time_ps=_window_time_ps(resolved["system"]),
     )
     decoded = full and "decodes" in trace.streams
     for record in trace.records():
         metrics.update(
             record["shots"],
             last_blocks(record) if full else {},
-            _window_services(record, decoder.get("window", {})) if decoded else None,
+            _window_services(record, decoder.get("window", {})) if full else None,
         )
         if decoded:
             metrics.add_counts(_decode_counts(record))
@@ -160,16 +161,14 @@ def _window_time_ps(system: Mapping[str, Any]) -> int | None:
 
 
 def _window_services(record: Record, window: Mapping[str, Any]) -> NDArray[np.int64] | None:
-    """Service time of each sliding window from /decodes, int64 [n, w]; ``None`` without windows."""
-    commit = window.get("commit")
-    if commit is None:
+    """Service time of each sliding window, int64 [n, w], from the first round that it commits."""
+    if window.get("commit") is None:
         return None
-    decodes, shots = record["decodes"], record["shots"]
-    k = decodes["window_first"].astype(np.int64) // commit
-    out = np.full((len(shots["shot"]), int(k.max(initial=0)) + 1), MISSING_PS, dtype=np.int64)
-    took = decodes["t_glob_end_ps"] - decodes["t_glob_start_ps"]
-    out[np.searchsorted(shots["shot"], decodes["shot"]), k] = took
-    return out
+    shots, rounds = record["shots"], record["rounds"]
+    plan = WindowPlan(int(shots["n_rounds"][0]) + 1, window["commit"], window["buffer"])
+    row = shots["first_round_row"].astype(np.int64)[:, np.newaxis] + plan.first_round
+    start, end = rounds["t_decode_start_ps"][row], rounds["t_decode_end_ps"][row]
+    return np.where(start == MISSING_PS, MISSING_PS, end - start)
 
 
 def _decode_counts(record: Record) -> dict[str, int]:

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 import hil
+from gpu_decoder.windowed import SlidingMatching
 from hil.errors import ScenarioError
 from hil.rack.timeline import Status
 from hil.run.runner import RunOptions, RunResult, run_scenario
+from hil.scenario.load import load_scenario
 from hil.timebase import MISSING_PS
 from hil.verdict.judge import Verdict
+from hil.verdict.measured import NotMeasuredError
 from hil.verdict.summary import from_trace
 
 SCENARIOS = Path(__file__).resolve().parents[2] / "scenarios"
@@ -94,6 +97,15 @@ def test_a_file_gives_the_figures_of_the_run(small: RunResult) -> None:
     assert (reaction.value, reaction.lower) == (whole.value, whole.lower)
 
 
+def test_a_file_without_all_windows_says_so(scenarios: Path, tmp_path: Path) -> None:
+    result = _run(scenarios, tmp_path / "few", "run.shots=60", "run.record.level=shots")
+    assert ("decode window", "sliding, commit 5, buffer 5 rounds") in result.document.facts.workload
+    with hil.open_trace(result.trace) as trace:
+        metrics = from_trace(trace)
+    with pytest.raises(NotMeasuredError, match="no full window is known"):
+        metrics.measure("window.load", "", 0.95, "clean")
+
+
 def test_executors_write_the_same_content(scenarios: Path, tmp_path: Path) -> None:
     runs = [
         _run(scenarios, tmp_path / name, "run.shots=60", f"bind.profiles.mil.rack.executor={name}")
@@ -155,6 +167,43 @@ def test_lost_answers_are_declared(scenarios: Path, tmp_path: Path) -> None:
     assert (shots["latency_ps"][dropped] == MISSING_PS).all()
 
 
+def test_the_load_counts_windows_of_shots_that_are_given_up(
+    scenarios: Path, tmp_path: Path
+) -> None:
+    """An overloaded node gives up the slow shots: without them it would seem to keep up."""
+    loads = []
+    for name, slots, period in (("full", 10, "46us"), ("ample", 4096, "1ms")):
+        result = _run(
+            scenarios, tmp_path / name, "run.shots=400", "system.qpu.noise.p=0.012",
+            f"system.decoder.ring.slots={slots}", f"system.qpu.shot_period={period}",
+        )  # fmt: skip
+        with hil.open_trace(result.trace) as trace:
+            again = from_trace(trace)
+        load = again.measure("window.load", "", 0.95, "clean")
+        shown = next(row for row in result.document.rates if row.name == "window.load")
+        assert (shown.value.value, shown.n) == (load.value, load.n)
+        loads.append((load, again.measure("decoder.unanswered_rate", "", 0.95, "clean").value))
+    (full, lost), (ample, none) = loads
+    assert none == 0.0
+    assert lost > 0.2
+    assert full.n > (1 - lost) * ample.n, "windows of shots that were given up are in it"
+    assert full.value == pytest.approx(ample.value, rel=0.03)
+
+
+def test_a_decoder_that_refuses_is_a_rig_error(
+    scenarios: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("a detector fired that no error flips")
+
+    monkeypatch.setattr(SlidingMatching, "decode_batch", refuse)
+    result = _run(scenarios, tmp_path / "run", "run.shots=60")
+    assert result.verdict is Verdict.RIG_ERROR
+    assert "refused a batch" in result.document.headline
+    with hil.open_trace(result.trace) as trace:
+        assert trace.rows("shots") == 0
+
+
 def test_live_networks_are_refused(scenarios: Path) -> None:
     path = scenarios / "surface_d5.yaml"
     options = RunOptions(
@@ -167,6 +216,19 @@ def test_live_networks_are_refused(scenarios: Path) -> None:
     )
     with pytest.raises(ScenarioError, match="not decoded on a live network"):
         run_scenario(path, options)
+
+
+def test_a_memory_of_a_hundred_thousand_rounds_is_a_valid_scenario(scenarios: Path) -> None:
+    overrides = ("system.qpu.circuit.rounds=100000", "system.qpu.shot_period=120ms")
+    loaded = load_scenario(scenarios / "streaming_d5.yaml", overrides=overrides)
+    assert loaded.scenario.system.qpu.n_blocks == 100_001
+
+
+def test_load_of_shots_that_are_one_window_is_refused(scenarios: Path) -> None:
+    """Only the last window of a shot would be left, and that one is not measured."""
+    overrides = (*SMALL, "run.shots=300", "system.decoder.window.commit=36")
+    with pytest.raises(ScenarioError, match=r"E513.*window\.load of shots that are one window"):
+        load_scenario(scenarios / "streaming_d5.yaml", overrides=overrides)
 
 
 _PEAK = """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -94,6 +96,15 @@ def test_any_shot_can_be_made_again(
         for half in ("first", "second")
     ]
     assert (halves[0] + halves[1] == whole).all()
+    single = replace(recording, rounds_per_shot=1)
+    there, back = (
+        Replay(seed, batch, events).draw(
+            latency.model_copy(update={"half": half, "recording": single}), shape
+        )
+        for half, shape in (("first", (n, 8)), ("second", (n,)))
+    )
+    total = latency.model_copy(update={"recording": single})
+    assert (there[:, -1] + back == Replay(seed, batch, events).draw(total, (n, 8))[:, -1]).all()
 
 
 @given(recordings())

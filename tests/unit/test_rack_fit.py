@@ -184,6 +184,9 @@ def test_fit_writes_a_profile_with_evidence_measured(stamps: Path, result: FitRe
     assert evidence == {"stage demod": "measured", "stage merge": "measured",
                         "stage packetize": "rtl", "stage apply": "assumed"}  # fmt: skip
     assert all(source for *_, source in rows)
+    fitted = [source for *_, evidence, source in rows if evidence == "measured"]
+    assert fitted
+    assert all("held-out quantiles within 3 %" in source for source in fitted)
     with pytest.raises(UsageError, match="exists already"):
         fit_rack(FitOptions(csv=stamps, out=tmp_path))
 
@@ -202,6 +205,7 @@ def test_an_independent_fit_is_labelled_assumed(stamps: Path, tmp_path: Path) ->
     result = fit_rack(FitOptions(csv=stamps, out=tmp_path, name="loose", independent=True))
     assert result.exit_code == 0
     assert "not reproduced" in result.verdict
+    assert result.state is State.NOT_REPRODUCED, "of the model that was asked for"
     assert json.loads((tmp_path / "loose.json").read_text())["state"] == "not reproduced"
     scenario = with_profile(tmp_path, "./loose.yaml")
     stage = load_scenario(scenario).scenario.system.rack.stages["demod"]

@@ -54,9 +54,9 @@ def test_groups_are_added() -> None:
 def test_what_was_not_measured_is_said() -> None:
     with pytest.raises(NotMeasuredError, match="no sliding windows"):
         measure([WindowServices()], None, 0.95, "clean", "")
-    with pytest.raises(NotMeasuredError, match="no full window"):
+    with pytest.raises(NotMeasuredError, match="no full window is known"):
         _load(np.full((5, 1), 800))
-    with pytest.raises(NotMeasuredError, match="no full window"):
+    with pytest.raises(NotMeasuredError, match="no full window is known"):
         _load(np.full((5, 4), MISSING_PS))
 
 

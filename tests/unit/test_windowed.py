@@ -76,7 +76,8 @@ def test_shared_graphs_answer_as_graphs_of_their_own(commit: int, buffer: int) -
     assert b.window_events is not None
     assert (a.window_events[:, 0] == b.window_events[:, 0]).all()
     assert shared.graphs_built <= 20
-    assert own.graphs_built == own.plan.count
+    evicted = own.plan.count > KEPT_GRAPHS  # the last one, built first, is then built twice
+    assert own.graphs_built == own.plan.count + evicted
 
 
 def test_graphs_do_not_grow_with_the_rounds() -> None:
@@ -95,7 +96,8 @@ def test_graphs_of_a_circuit_without_loop_are_bounded() -> None:
     flat = str(stim.DetectorErrorModel(code.dem_text).flattened())
     decoder = SlidingMatching(flat, commit=1, buffer=1)
     decoder.decode_batch(np.zeros((1, -(-code.n_detectors // 8)), np.uint8))
-    assert decoder.graphs_built == decoder.plan.count > KEPT_GRAPHS
+    assert decoder.graphs_built == decoder.plan.count + 1  # the last one, built first, is evicted
+    assert decoder.plan.count > KEPT_GRAPHS
     assert len(decoder._graphs) == KEPT_GRAPHS
 
 
@@ -167,3 +169,46 @@ def test_refusals_are_clear() -> None:
     huge = "repeat 2000001 {\n error(0.1) D0\n detector(0) D0\n shift_detectors 1\n}"
     with pytest.raises(ValueError, match="no loop that moves on by whole rounds"):
         fold(huge, commit=1, length=1)
+
+
+def _ancilla_noise(rounds: int) -> str:
+    """Data errors before each round and faulty resets: the final readout itself is perfect."""
+    circuit = stim.Circuit.generated(
+        "surface_code:rotated_memory_z",
+        distance=3,
+        rounds=rounds,
+        before_round_data_depolarization=0.02,
+        after_reset_flip_probability=0.005,
+    )
+    return str(circuit.detector_error_model(decompose_errors=True))
+
+
+def test_a_last_window_that_cannot_explain_its_defects_is_refused_when_built() -> None:
+    """Rounds 0 to 10, commit 5: window 2 is round 10 alone, and only errors of round 9 reach it."""
+    with pytest.raises(ValueError, match="rounds 10 to 10 has 4 detectors"):
+        SlidingMatching(_ancilla_noise(10), commit=5, buffer=0)
+    for rounds, commit, buffer in ((10, 5, 1), (9, 5, 0)):
+        SlidingMatching(_ancilla_noise(rounds), commit=commit, buffer=buffer)
+
+
+def test_a_model_without_boundary_is_decoded_to_its_end() -> None:
+    """A ring of four checks: every window but the last is open towards later rounds."""
+    lines = [f"detector({i}, {t}) D{4 * t + i}" for t in range(12) for i in range(4)]
+    for t in range(12):
+        for i in range(4):
+            flips = " L0" if i == 0 else ""
+            lines.append(f"error(0.01) D{4 * t + i} D{4 * t + (i + 1) % 4}{flips}")
+            if t < 11:
+                lines.append(f"error(0.01) D{4 * t + i} D{4 * t + 4 + i}")
+    dem = stim.DetectorErrorModel("\n".join(lines))
+    events, _, _ = dem.compile_sampler(seed=5).sample(500, bit_packed=True)
+    decoded = SlidingMatching(str(dem), commit=3, buffer=2).decode_batch(events)
+    assert decoded.predictions_b8.any()
+    with pytest.raises(ValueError, match="decided before"):  # the last round falls into two pieces
+        SlidingMatching("\n".join(lines[:48] + _without_ring(lines[48:])), commit=1, buffer=0)
+
+
+def _without_ring(errors: list[str]) -> list[str]:
+    """Drop two opposite errors of the last round, so that its checks form two pairs."""
+    cut = ("D44 D45", "D46 D47")
+    return [line for line in errors if not any(line.removesuffix(" L0").endswith(c) for c in cut)]

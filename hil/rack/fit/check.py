@@ -86,6 +86,7 @@ class Check:
     Attributes:
         n_fit, n_held_out: rounds of the two parts.
         block: length of a bootstrap block in rounds.
+        tolerance: largest relative error of a quantile that was asked for.
         statistics: comparisons of the fit.
         independent: the same of an independent draw from the same durations.
         levels: float64 [q], quantile levels of the picture.
@@ -96,6 +97,7 @@ class Check:
     n_fit: int
     n_held_out: int
     block: int
+    tolerance: float
     statistics: tuple[Statistic, ...]
     independent: tuple[Statistic, ...]
     levels: F64
@@ -152,6 +154,7 @@ def check_fit(recording: Recording, held_out: Capture, tolerance: float = 0.03) 
         recording.n_rounds,
         n,
         block,
+        tolerance,
         _compare(truth, fit, tolerance, noise),
         _compare(truth, loose, tolerance, noise),
         levels,

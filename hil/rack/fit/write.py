@@ -169,7 +169,12 @@ def _source(fitted: Fitted, stage: str) -> str:
         f"{name} {format_ps(sort.quantile_ps(stage, q))}"
         for name, q in (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999))
     )
-    how = "drawn independently, the tail of queues is lost" if fitted.independent else "replayed"
+    within = 100 * fitted.check.tolerance
+    how = (
+        "drawn independently, the tail of queues is lost"
+        if fitted.independent
+        else f"replayed, held-out quantiles within {within:g} %"
+    )
     half = "; half of a round trip, the split is assumed" if fitted.capture.round_trip else ""
     return f"{sort.n_rounds} rounds of {fitted.capture.file}, {how}; {marks}{half}"
 
