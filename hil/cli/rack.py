@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from hil.cli.complete import racks
+
 if TYPE_CHECKING:
     from hil.run.fit import FitResult
 
@@ -74,7 +76,12 @@ def _print(result: FitResult) -> None:
 
 @app.command()
 def show(
-    profile: Annotated[str, typer.Argument(help="Shipped rack, or a file such as ./my-rack.yaml.")],
+    profile: Annotated[
+        str,
+        typer.Argument(
+            help="Shipped rack, or a file such as ./my-rack.yaml.", autocompletion=racks
+        ),
+    ],
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print data instead of a table.")] = False,
 ) -> None:
