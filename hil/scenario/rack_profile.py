@@ -231,7 +231,8 @@ def merge_profile(document: Document, data: object, folder: Path) -> tuple[objec
 
     Returns:
         The data with complete clocks, boards and stages, with links and cadence where the scenario
-        leaves them out, and the problems found on the way.
+        leaves them out, and the problems found on the way; a value of the profile that the scenario
+        hides outside of its rack section is a warning.
     """
     rack = _at(data, _RACK)
     name = rack.get("profile") if rack is not None else None
@@ -252,7 +253,39 @@ def merge_profile(document: Document, data: object, folder: Path) -> tuple[objec
     if isinstance(qpu, dict):
         cadence = sections.get("cadence", {})
         system["qpu"] = {**{k: cadence[k] for k in _CADENCE if k in cadence}, **qpu}
+    problems += _unused(document, name, sections, data)
     return {**data, "system": system}, problems
+
+
+def _unused(
+    document: Document, name: str, sections: dict[str, dict[str, object]], data: object
+) -> list[Problem]:
+    """Warnings: latencies of links and periods of the profile that the scenario's own ones hide."""
+    links, cadence = sections.get("links", {}), sections.get("cadence", {})
+    claimed: list[tuple[tuple[str, ...], str, object]] = [
+        (("system", "links", way), "latency", body.get("latency"))
+        for way, body in links.items()
+        if isinstance(body, dict)
+    ]
+    claimed += [(("system", "qpu"), key, cadence.get(key)) for key in _CADENCE]
+    found = []
+    for place, key, value in claimed:
+        given = (_at(data, place) or {}).get(key)
+        if value is None or given is None or given == value:
+            continue
+        path = (*place, key)
+        hidden = document.problem(
+            "E201",
+            path,
+            f"stands before the value of rack profile '{name}', which is not used",
+            got=_flow(given),
+            allowed=f"{_flow(value)} of the profile",
+            fix="remove it to use the profile's"
+            + (", with its evidence and source" if key == "latency" else ""),
+            key=True,
+        )
+        found.append(replace(hidden, level="warning"))
+    return found
 
 
 def _sections(

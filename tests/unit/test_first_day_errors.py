@@ -98,6 +98,20 @@ def test_a_scenario_or_nothing_in_place_of_a_rack_profile(
     assert "fix:     write title, clocks, boards, stages" in said
 
 
+def test_values_of_a_profile_that_the_scenario_hides_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fitted link would otherwise have no effect, and nobody would notice."""
+    check = ["check", str(SCENARIO)]
+    code, said = _said(capsys, [*check, "--set", "system.rack.profile=nvqlink"])
+    assert (code, said.count("warning[E201]")) == (0, 2)
+    assert "system.links.down.latency: stands before the value of rack profile 'nvqlink'" in said
+    assert "allowed: 1.915us of the profile" in said
+    code, said = _said(capsys, [*check, "--set", "system.rack.profile=trapped-ions"])
+    assert (code, said.count("warning[E201]: system.qpu.")) == (0, 2)
+    assert _said(capsys, check) == (0, "")
+
+
 def test_rack_show_tells_what_the_rack_is_built_of(capsys: pytest.CaptureFixture[str]) -> None:
     from json import loads
 
