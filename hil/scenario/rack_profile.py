@@ -206,7 +206,9 @@ def chosen_rows(name: str) -> list[tuple[str, str]]:
 
 def _flow(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {body}" for key, body in value.items())
+        return ", ".join(f"{key} {_flow(body)}" for key, body in value.items())
+    if isinstance(value, list):
+        return " and ".join(map(str, value))
     return str(value)
 
 
