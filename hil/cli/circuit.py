@@ -7,13 +7,17 @@ from typing import Annotated
 
 import typer
 
+from hil.cli.complete import profiles
 from hil.errors import UsageError
 
 
 def circuit(
     scenario: Annotated[Path, typer.Argument(help="Scenario file.", show_default=False)],
     bind: Annotated[
-        str | None, typer.Option(help="Profile to use instead of the scenario's bind.use.")
+        str | None,
+        typer.Option(
+            help="Profile to use instead of the scenario's bind.use.", autocompletion=profiles
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change one value: path=value.")
@@ -42,7 +46,11 @@ def circuit(
         )
     if basis is not None and basis not in models:
         raise UsageError(
-            "no circuit in this basis", where="--basis", got=basis, allowed=", ".join(models)
+            "no circuit in this basis",
+            where="--basis",
+            got=basis,
+            allowed=", ".join(models),
+            fix="leave --basis out, or write --set system.qpu.circuit.basis=alternate",
         )
     model = models[basis or next(iter(models))]
     typer.echo(model.dem_text if dem else model.circuit_text)

@@ -7,6 +7,13 @@ from pathlib import Path
 import typer
 
 
+def racks(incomplete: str) -> list[str]:
+    """Shipped rack profiles."""
+    from hil.scenario.rack_profile import profile_names
+
+    return [name for name in profile_names() if name.startswith(incomplete)]
+
+
 def profiles(context: typer.Context, incomplete: str) -> list[str]:
     """Bind profiles of the scenario (or of the first of them) on the command line; never fails."""
     given = context.params.get("scenario") or context.params.get("files") or context.args

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from hil.cli.complete import racks
+
 if TYPE_CHECKING:
     from hil.run.fit import FitResult
 
@@ -74,18 +76,37 @@ def _print(result: FitResult) -> None:
 
 @app.command()
 def show(
-    profile: Annotated[str, typer.Argument(help="Shipped rack, or a file such as ./my-rack.yaml.")],
+    profile: Annotated[
+        str,
+        typer.Argument(
+            help="Shipped rack, or a file such as ./my-rack.yaml.", autocompletion=racks
+        ),
+    ],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print data instead of a table.")] = False,
 ) -> None:
-    """Show every number of a rack profile with its evidence and source."""
+    """Show every duration of a rack profile with evidence and source, then what it is built of."""
+    from json import dumps
+
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    from hil.scenario.rack_profile import profile_rows
+    from hil.scenario.rack_profile import chosen_rows, profile_rows
 
     title, rows = profile_rows(profile)
-    table = Table(title=title, title_justify="left")
-    for name in ("part", "value", "evidence", "source"):
-        table.add_column(name, overflow="fold")
+    rows += [(part, value, "", "") for part, value in chosen_rows(profile)]
+    columns = ("part", "value", "evidence", "source")
+    if as_json:
+        parts = [dict(zip(columns, row, strict=True)) for row in rows]
+        typer.echo(dumps({"profile": profile, "parts": parts}, indent=1))
+        return
+    table = Table(
+        title=title, title_justify="left",
+        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False,
+    )  # fmt: skip
+    for name in columns:
+        table.add_column(name, overflow="fold", no_wrap=name in {"part", "evidence"})
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(highlight=False).print(table)

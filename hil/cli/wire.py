@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,9 @@ import typer
 
 if TYPE_CHECKING:
     from hil.wire.frames import Entry
+
+_PATIENCE = 20
+"""Lines without a frame, from the start, after which a file is taken to hold none."""
 
 app = typer.Typer(no_args_is_help=True, help="Look into captured frames.")
 
@@ -26,7 +30,7 @@ def decode(
 ) -> None:
     """Print one JSON object per frame: headers, ICRC, message, and why it would be dropped.
 
-    Exit codes: 0, or 2 if the file cannot be read or holds no frame at all.
+    Exit codes: 0, or 2 if the file cannot be read or holds no frame (none in the first 20 lines).
     """
     import sys
 
@@ -36,17 +40,34 @@ def decode(
     name = "standard input" if str(file) == "-" else str(file)
     try:
         with sys.stdin.buffer if str(file) == "-" else file.open("rb") as stream:
-            good = sum([_show(entry) for entry in read_frames(stream, name)])
+            good = _show_all(read_frames(stream, name))
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
-        raise UsageError("cannot read the frames", where=name, got=str(error)) from error
+        raise UsageError(
+            "cannot read the frames",
+            where=name,
+            got=error.strerror or str(error),
+            allowed="a readable file, or - for standard input",
+            fix="check the name",
+        ) from error
     if not good:
         raise UsageError(
             "no frame found",
             where=name,
             allowed="pcap or pcapng of Ethernet, or one frame of hex a line",
+            fix="give a capture, for example of hil run --pcap",
         )
+
+
+def _show_all(entries: Iterable[Entry]) -> int:
+    """Print entries; how many were frames."""
+    good = 0
+    for number, entry in enumerate(entries, start=1):
+        good += _show(entry)
+        if not good and number == _PATIENCE:
+            break
+    return good
 
 
 def _show(entry: Entry) -> bool:

@@ -145,6 +145,6 @@ class NodeProcess:
         except json.JSONDecodeError:
             raise NodeError("node said something else than READY", got=repr(line[:200])) from None
         if "ready" not in said:
-            raise NodeError("node could not start", got=str(said.get("error", said)))
+            raise NodeError(f"node could not start: {said.get('error', said)}")
         ready: dict[str, Any] = said["ready"]
         return ready

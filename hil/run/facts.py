@@ -15,7 +15,8 @@ from hil.units import format_ps
 from hil.verdict.judge import Verdict
 
 if TYPE_CHECKING:
-    from hil.run.runner import Outcome, Rig
+    from hil.run.rig import Rig
+    from hil.run.runner import Outcome
 
 _EXIT_STATUS: Final = {
     Verdict.PASS: "success",

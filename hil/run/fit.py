@@ -16,10 +16,15 @@ from hil.rack.fit.check import WINDOW, State, Statistic, check_fit, worst
 from hil.rack.fit.model import fit_recording
 from hil.rack.fit.stamps import read_csv
 from hil.rack.fit.tap import read_tap
-from hil.rack.fit.write import Fitted, profile_files, rack_part, write_files
+from hil.rack.fit.write import Fitted, check_absent, profile_files, rack_part, write_files
 from hil.report.rack_fit import quantile_picture
 from hil.scenario.fields import ID_PATTERN
+from hil.timebase import PS_PER_S
+from hil.units import format_ps
 from hil.verdict.stats import minimum_samples
+
+LONGEST_PS: Final = 10 * PS_PER_S
+"""A round that takes longer was measured with two clocks, or names a wrong unit."""
 
 QUANTILE: Final = 0.999
 CONFIDENCE: Final = 0.95
@@ -99,16 +104,17 @@ def fit_rack(options: FitOptions) -> FitResult:
 
     Raises:
         UsageError: the capture is refused, too short, or a result exists already.
+        RigError: the folder cannot be written.
     """
-    if (options.csv is None) == (options.pcap is None):
-        raise UsageError("give one of --csv and --pcap", fix="hil rack fit --csv FILE")
-    source = options.csv or options.pcap or Path()
+    source = _source(options)
     name = _name(options, source)
+    check_absent(options.out, [f"{name}.{ending}" for ending in ("json", "svg", "yaml")])
     if options.csv is not None:
         capture = read_csv(options.csv)
     else:
         capture = read_tap(source, ptp_clock=options.ptp_clock)
     capture = rack_part(capture)
+    _check_longest(capture, str(source))
     if options.independent and capture.round_trip:
         raise UsageError(
             "a round trip cannot be drawn independently: its halves would not add up",
@@ -127,6 +133,47 @@ def fit_rack(options: FitOptions) -> FitResult:
     if options.independent or check.state is State.REPRODUCED:
         files |= profile_files(fitted)
     return FitResult(fitted, tuple(write_files(options.out, files)))
+
+
+def _source(options: FitOptions) -> Path:
+    """The one capture that was given."""
+    given = [path for path in (options.csv, options.pcap) if path is not None]
+    if len(given) != 1:
+        raise UsageError(
+            "give one of --csv and --pcap",
+            got="both" if given else "neither",
+            fix="hil rack fit --csv FILE",
+        )
+    if options.csv is not None and options.ptp_clock:
+        raise UsageError(
+            "--tap-clock ptp speaks about a tap",
+            got=f"--csv {options.csv}",
+            allowed="with --pcap only",
+            fix="leave --tap-clock out",
+        )
+    if given[0].is_dir():
+        raise UsageError(
+            "the capture cannot be read",
+            where=str(given[0]),
+            got="a folder",
+            allowed="a readable file",
+            fix="name the file in it",
+        )
+    return given[0]
+
+
+def _check_longest(capture: Capture, where: str) -> None:
+    """Refuse durations that no rack has: sums of them would not fit 64 bits either."""
+    longest = int(capture.durations_ps.max(initial=0))
+    if longest > LONGEST_PS:
+        raise UsageError(
+            "a round takes longer than any rack does",
+            where=where,
+            got=format_ps(longest),
+            allowed=f"at most {format_ps(LONGEST_PS)}",
+            fix="correct the unit; for --tap-clock ptp the tap's clock must be the clock of the "
+            "stamps (PTP counts TAI, 37 s ahead of UTC)",
+        )
 
 
 def _name(options: FitOptions, source: Path) -> str:

@@ -5,47 +5,29 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from hil.device.circuits import CodeCircuit
-from hil.device.families import Models
-from hil.device.sampler import BlockCutter, StimSampler
+from hil.device.sampler import BlockCutter
 from hil.errors import HilError, RigError, UsageError
 from hil.link.capture import Capture, Ends
-from hil.rack.plan import (
-    WorkloadSource,
-    build_pipeline,
-    choose_executor,
-    modelled_way_back_ps,
-)
 from hil.report.document import Document
-from hil.run import facts, provenance, virtual
+from hil.run import facts
 from hil.run.events import fault_rows
 from hil.run.interrupt import Interrupt
-from hil.run.parts import Decoders, board_mask, build_circuits, build_decoders, build_recorder
-from hil.run.record import Audit, Driven
-from hil.run.resume import TRACE_NAMES, Earlier, set_aside
+from hil.run.parts import build_recorder
+from hil.run.resume import TRACE_NAMES, set_aside
+from hil.run.rig import Batches, Rig, build_driver, build_meta, build_rig
 from hil.scenario.load import Loaded, load_scenario
-from hil.scenario.model import UserCircuit
 from hil.timebase import PS_PER_S
-from hil.trace.column import ByteWidths
-from hil.trace.meta import ModelMeta, TraceMeta
+from hil.trace.meta import TraceMeta
 from hil.trace.writer import TraceWriter
 from hil.units import format_ps
-from hil.verdict.judge import Judgement, Verdict, exit_code, judge, limits_of, run_verdict
-from hil.verdict.load import window_time_ps
-from hil.verdict.metrics import Metrics
+from hil.verdict.judge import Judgement, Verdict, exit_code, judge, run_verdict
 from hil.verdict.summary import extras
-from hil.wire.roce import ROCE_PORT
 
-if TYPE_CHECKING:
-    from hil.run.live import LiveRun
-
-Batches = Iterator[Driven]
 _ALARM = re.compile(
     r"(rack|node)\.(link\.(drop_.*|psn_(lost|dup|reorder|stale)|buffer_overflow)"
     r"|lost|duplicate|reordered|stale|bad_.*|reply_(bad_.*|malformed|unknown|duplicate|stale))"
@@ -91,40 +73,6 @@ class RunResult:
     def exit_code(self) -> int:
         """Exit code of the command line."""
         return RigError.exit_code if self.unwritten else exit_code(self.verdict)
-
-
-@dataclass
-class Rig:
-    """Everything built for one run, and what is known of it afterwards."""
-
-    loaded: Loaded
-    models: Models
-    decoders: Decoders
-    metrics: Metrics
-    interrupt: Interrupt = field(default_factory=Interrupt)
-    audit: Audit = field(default_factory=Audit)
-    earlier: Earlier | None = None
-    capture: Capture | None = None
-    executor: str = ""
-    executor_why: str = ""
-    counts: dict[str, int] = field(default_factory=dict)
-    details: dict[str, int] = field(default_factory=dict)
-    fingerprint: dict[str, dict[str, str]] = field(default_factory=dict)
-    remarks: list[str] = field(default_factory=list)
-    rig_errors: list[str] = field(default_factory=list)
-    lost_node: str = ""
-    shots_done: int = 0
-    begin: float = field(default_factory=time.monotonic)
-
-    @property
-    def code(self) -> CodeCircuit:
-        """The first model; all have the same blocks."""
-        return self.models[0]
-
-    @property
-    def missing(self) -> int:
-        """Shots that were wanted and not run."""
-        return self.loaded.scenario.run.shots - self.shots_done
 
 
 @dataclass(frozen=True)
@@ -184,7 +132,7 @@ def execute(loaded: Loaded, options: RunOptions, interrupt: Interrupt | None = N
             rig.earlier = set_aside(directory, meta)
         if rig.earlier is not None:
             stack.enter_context(rig.earlier)
-        batches = _driver(rig, meta.widths)
+        batches = build_driver(rig, meta.widths)
         rig.interrupt.refuse()
         judgements, trace, content_id = _record(rig, batches, directory, meta, options)
     wall_s = time.monotonic() - begin
@@ -227,152 +175,6 @@ def _capture(loaded: Loaded, path: Path) -> Capture:
         )
     ends = Ends(network.rack_address, network.node_address, scenario.system.links.up.udp_port)
     return Capture(path, ends)
-
-
-def build_rig(loaded: Loaded) -> Rig:
-    """Circuit, decoders and metrics of a scenario."""
-    scenario = loaded.scenario
-    models = build_circuits(scenario)
-    code = models[0]
-    qpu, live = scenario.system.qpu, loaded.profile.live
-    metrics = Metrics(
-        code.n_observables,
-        qpu.round_period_ps,
-        qpu.shot_period_ps,
-        scenario.run.warmup.shots,
-        scenario.system.decoder.deadline_ps,
-        "measured" if live else "modelled",
-        loaded.profile.rack.pace,
-        watch=limits_of(scenario.expect),
-        window_time_ps=window_time_ps(scenario.system),
-    )
-    return Rig(loaded, models, build_decoders(scenario, models), metrics)
-
-
-def build_meta(rig: Rig) -> TraceMeta:
-    """Static content of the trace."""
-    scenario, code = rig.loaded.scenario, rig.code
-    circuit = scenario.system.qpu.circuit
-    resolved = rig.loaded.resolved
-    system = resolved["system"]
-    rig.fingerprint = {"primary": rig.decoders.primary.fingerprint()}
-    if scenario.system.decoder.fallback.policy == "on_deadline":
-        rig.fingerprint["fallback"] = rig.decoders.fallback.fingerprint()
-    return TraceMeta(
-        level=rig.loaded.profile.level,
-        scenario_yaml=rig.loaded.text,
-        resolved=resolved,
-        decoder=system["decoder"],
-        noise=system["qpu"]["noise"],
-        params={"noise": system["qpu"]["noise"]},
-        circuit_stim=code.circuit_text,
-        dem=code.dem_text,
-        n_detectors=code.n_detectors,
-        n_observables=code.n_observables,
-        detector_coords=code.coords,
-        detector_round=code.detector_block,
-        detector_slot=code.detector_slot,
-        round_period_ps=scenario.system.qpu.round_period_ps,
-        shot_period_ps=scenario.system.qpu.shot_period_ps,
-        seeds={"run": scenario.run.seed},
-        requested={"profile": scenario.bind.use, **resolved["bind"]["profiles"][scenario.bind.use]},
-        executed={"fingerprints": rig.fingerprint},
-        fingerprint=rig.fingerprint,
-        argv=provenance.command(),
-        host=provenance.host(),
-        software=provenance.software(),
-        git=provenance.git(),
-        pace=rig.loaded.profile.rack.pace if rig.loaded.profile.live else 0,
-        arrivals=scenario.run.arrivals,
-        links=[{"name": name, **system["links"][name]} for name in ("up", "down")],
-        boards=[{"name": name, **board} for name, board in system["rack"]["boards"].items()],
-        matcher_id=rig.fingerprint["primary"]["decoder"],
-        layout=circuit.layout_document() if isinstance(circuit, UserCircuit) else {},
-        more_models=tuple(_model_meta(model) for model in rig.models[1:]),
-    )
-
-
-def _model_meta(code: CodeCircuit) -> ModelMeta:
-    return ModelMeta(
-        circuit_stim=code.circuit_text,
-        dem=code.dem_text,
-        detector_coords=code.coords,
-        detector_round=code.detector_block,
-        detector_slot=code.detector_slot,
-        n_observables=code.n_observables,
-    )
-
-
-def _driver(rig: Rig, widths: ByteWidths) -> Batches:
-    """The virtual or the live driver of this scenario, ready to be pulled."""
-    scenario = rig.loaded.scenario
-    source = WorkloadSource(scenario)
-    largest = int(rig.code.block_bits.max())
-    if rig.loaded.profile.live:
-        return _live(rig, source, largest, widths)
-    pipeline = build_pipeline(scenario, largest, way_back_pred_ps=modelled_way_back_ps(scenario))
-    executor, rig.executor_why = choose_executor(scenario, pipeline)
-    rig.executor = executor.name
-    return virtual.drive(
-        StimSampler(rig.models, scenario.run.seed),
-        source,
-        executor,
-        rig.decoders,
-        BlockCutter(rig.code),
-        scenario.run.shots,
-        stop=lambda: bool(rig.interrupt),
-        earlier=rig.earlier,
-    )
-
-
-def _live(rig: Rig, source: WorkloadSource, largest: int, widths: ByteWidths) -> Batches:
-    from hil.run import live, live_config
-    from hil.run.feeder import FeedPlan
-
-    scenario, pace = rig.loaded.scenario, rig.loaded.profile.rack.pace
-    predictions = live_config.measure_predictions(scenario, rig.models, rig.decoders)
-    pipeline = build_pipeline(scenario, largest, way_back_pred_ps=predictions.way_back_ps)
-    # What crossed the sockets contains the serialisation: it must not be added a second time.
-    scenario_time = replace(pipeline, frame_ps=0)
-    executor, why = choose_executor(scenario, scenario_time)
-    rig.executor = executor.name if pace != 1 else "wall clock"
-    rig.executor_why = why if pace != 1 else "pace 1: stamps and decisions are the wall's"
-    live_config.check_live(scenario, scenario_time)
-    run = live.LiveRun(
-        scenario=scenario,
-        code=rig.code,
-        decoders=rig.decoders,
-        feed=FeedPlan(rig.models, source, pipeline, scenario.run.shots, pace, board_mask(scenario)),
-        pipeline=scenario_time,
-        executor=executor,
-        config=live_config.node_config(scenario, rig.models, predictions, pace),
-        predictions=predictions,
-        widths=widths if "packets" in scenario.run.record.streams else None,
-        stop=lambda: bool(rig.interrupt),
-        capture=rig.capture,
-    )
-    if scenario.system.links.up.udp_port != ROCE_PORT:
-        rig.remarks.append(f"UDP port {scenario.system.links.up.udp_port} is not RoCEv2's")
-    return _live_batches(rig, run)
-
-
-def _live_batches(rig: Rig, run: LiveRun) -> Batches:
-    """Drive the live run; whatever ends it, what its two ends counted is kept."""
-    try:
-        yield from run.drive()
-    finally:
-        rig.counts, rig.details = run.counts, run.details
-        rig.lost_node = run.lost_node
-        if rig.capture is not None:
-            _finish_capture(rig, rig.capture)
-
-
-def _finish_capture(rig: Rig, capture: Capture) -> None:
-    rig.details |= {"capture.frames": capture.taken, "capture.left_out": capture.left_out}
-    rig.remarks.append(
-        f"capture {capture.path}: {capture.taken} frames, {capture.left_out} not captured"
-    )
-    capture.close()
 
 
 def _drive(

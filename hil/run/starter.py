@@ -32,5 +32,10 @@ def begin(directory: Path) -> Path:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise RigError("cannot make the folder", where=str(directory), got=str(error)) from error
+        raise RigError(
+            "cannot make the folder",
+            where=str(directory),
+            got=error.strerror or str(error),
+            fix="choose a folder that you may write",
+        ) from error
     return path

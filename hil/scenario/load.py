@@ -82,7 +82,8 @@ def load_scenario(
     data, refused = strip_unsupported(document)
     context = TextContext(path.resolve().parent)
     data, more = merge_profile(document, data, context.folder)
-    problems.extend([*refused, *more])
+    hidden = [entry for entry in more if entry.level == "warning"]
+    problems.extend([*refused, *(entry for entry in more if entry.level == "error")])
     scenario, found = _validate(document, data, context)
     problems = _merge(problems, found)
     rules = list(check_parts(parts_of(scenario, data, context), document))
@@ -94,7 +95,7 @@ def load_scenario(
         profile=scenario.profile,
         text=text,
         resolved=resolve(scenario),
-        warnings=tuple(entry for entry in rules if entry.level == "warning"),
+        warnings=(*hidden, *(entry for entry in rules if entry.level == "warning")),
         folder=context.folder,
     )
 

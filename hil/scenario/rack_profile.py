@@ -29,6 +29,7 @@ from hil.units import format_ps, format_time
 _SECTIONS: Final = ("clocks", "boards", "stages")
 _OPTIONAL: Final = ("links", "cadence")
 _CADENCE: Final = ("round_period", "shot_period")
+_CLAIMED: Final = ("latency", "evidence", "source")
 _RACK: Final = ("system", "rack")
 _PLACE: Final = (*_RACK, "profile")
 
@@ -77,12 +78,28 @@ class _Profile:
 def _parse(text: str, name: str) -> _Profile:
     document = read_document(text, name)
     data = document.data
-    problems = list(document.problems)
+    problems = [
+        replace(found, fix=f"write {', '.join(('title', *_SECTIONS))}")
+        if found.code == "E104" and not text.strip()
+        else found
+        for found in document.problems
+    ]
     if not problems and not isinstance(data, dict):
         problems.append(document.problem("E203", (), "not a mapping of keys to values"))
     if problems or not isinstance(data, dict):
         return _Profile(document, {}, tuple(problems))
     known = ("title", *_SECTIONS, *_OPTIONAL)
+    if "schema" in data:
+        found = document.problem(
+            "E201",
+            ("schema",),
+            "a scenario, not a rack profile",
+            got="key schema",
+            allowed=", ".join(known),
+            fix="name a rack profile; `hil list profiles` shows the shipped ones",
+            key=True,
+        )
+        return _Profile(document, {}, (found,))
     for key, value in data.items():
         if key not in known:
             problems.append(_unknown(document, (str(key),), known))
@@ -126,7 +143,7 @@ def _unknown(document: Document, path: tuple[str, ...], known: tuple[str, ...]) 
 
 
 def profile_rows(name: str) -> tuple[str, list[tuple[str, str, str, str]]]:
-    """Title of a profile, and a row per number: part, value, evidence, source.
+    """Title of a profile, and a row per duration: part, value, evidence, source.
 
     Args:
         name: shipped rack, or a file relative to the working directory.
@@ -167,9 +184,31 @@ def profile_rows(name: str) -> tuple[str, list[tuple[str, str, str, str]]]:
     return f"rack profile {name}", rows
 
 
+def chosen_rows(name: str) -> list[tuple[str, str]]:
+    """What a profile chooses and nobody claims: clocks, boards, and the rates of its links.
+
+    Raises:
+        ScenarioErrors: the profile is unknown, not readable or not valid.
+    """
+    sections, problems = _sections(Document("", origin={(): "hil rack show"}), name, Path())
+    if problems:
+        raise ScenarioErrors(problems)
+    rows = [
+        (f"{section.removesuffix('s')} {key}", _flow(body))
+        for section in ("clocks", "boards")
+        for key, body in sections[section].items()
+    ]
+    for key, body in sections.get("links", {}).items():
+        own = {k: v for k, v in body.items() if k not in _CLAIMED} if isinstance(body, dict) else {}
+        rows += [(f"link {key}", _flow(own))] if own else []
+    return rows
+
+
 def _flow(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {body}" for key, body in value.items())
+        return ", ".join(f"{key} {_flow(body)}" for key, body in value.items())
+    if isinstance(value, list):
+        return " and ".join(map(str, value))
     return str(value)
 
 
@@ -194,7 +233,8 @@ def merge_profile(document: Document, data: object, folder: Path) -> tuple[objec
 
     Returns:
         The data with complete clocks, boards and stages, with links and cadence where the scenario
-        leaves them out, and the problems found on the way.
+        leaves them out, and the problems found on the way; a value of the profile that the scenario
+        hides outside of its rack section is a warning.
     """
     rack = _at(data, _RACK)
     name = rack.get("profile") if rack is not None else None
@@ -215,7 +255,39 @@ def merge_profile(document: Document, data: object, folder: Path) -> tuple[objec
     if isinstance(qpu, dict):
         cadence = sections.get("cadence", {})
         system["qpu"] = {**{k: cadence[k] for k in _CADENCE if k in cadence}, **qpu}
+    problems += _unused(document, name, sections, data)
     return {**data, "system": system}, problems
+
+
+def _unused(
+    document: Document, name: str, sections: dict[str, dict[str, object]], data: object
+) -> list[Problem]:
+    """Warnings: latencies of links and periods of the profile that the scenario's own ones hide."""
+    links, cadence = sections.get("links", {}), sections.get("cadence", {})
+    claimed: list[tuple[tuple[str, ...], str, object]] = [
+        (("system", "links", way), "latency", body.get("latency"))
+        for way, body in links.items()
+        if isinstance(body, dict)
+    ]
+    claimed += [(("system", "qpu"), key, cadence.get(key)) for key in _CADENCE]
+    found = []
+    for place, key, value in claimed:
+        given = (_at(data, place) or {}).get(key)
+        if value is None or given is None or given == value:
+            continue
+        path = (*place, key)
+        hidden = document.problem(
+            "E201",
+            path,
+            f"stands before the value of rack profile '{name}', which is not used",
+            got=_flow(given),
+            allowed=f"{_flow(value)} of the profile",
+            fix="remove it to use the profile's"
+            + (", with its evidence and source" if key == "latency" else ""),
+            key=True,
+        )
+        found.append(replace(hidden, level="warning"))
+    return found
 
 
 def _sections(

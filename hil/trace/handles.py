@@ -115,6 +115,14 @@ def _key(path: Path) -> tuple[int, int]:
 
 
 def _open_final(path: Path) -> h5py.File:
+    if path.is_dir():
+        raise TraceError(
+            "cannot open the trace",
+            where=str(path),
+            got="a folder",
+            allowed="an HDF5 file that was closed",
+            fix=f"name the file in it, such as {path / 'trace.h5'}",
+        )
     try:
         return h5py.File(path, "r")
     except (OSError, RuntimeError) as error:

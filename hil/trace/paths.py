@@ -33,5 +33,10 @@ def final_path(part: Path) -> Path:
         UsageError: the name is not that of a live file.
     """
     if not is_live(part):
-        raise UsageError("not the name of a live trace", got=str(part), allowed="NAME.part.h5")
+        raise UsageError(
+            "not the name of a live trace",
+            got=str(part),
+            allowed="NAME.part.h5",
+            fix="NAME.h5 is final already; `hil trace validate` tells whether it is whole",
+        )
     return part.with_name(part.name.removesuffix(PART_SUFFIX) + ".h5")

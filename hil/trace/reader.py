@@ -384,7 +384,11 @@ def open_trace(path: Path | str) -> Trace:
     path = Path(path)
     if not path.exists():
         part = path.with_name(path.stem + PART_SUFFIX)
-        fix = f"the run did not close it: `hil trace recover {part}`" if part.exists() else ""
+        fix = (
+            f"the run did not close it: `hil trace recover {part}`"
+            if part.exists()
+            else "check the name"
+        )
         raise UsageError("no such trace", where=str(path), fix=fix)
     return Trace(path)
 

@@ -172,6 +172,8 @@ def _judge_count(name: str, spec: Expectation, measured: Measured) -> Judgement:
     events, target = measured.events or 0, spec.equals or 0
     if events != target:
         verdict, reason = Verdict.FAIL, f"{events} counted, {target} expected"
+    elif not measured.n:
+        raise NotMeasuredError("no shot to judge", where=f"{spec.metric}, scope all")
     else:
         verdict, reason = Verdict.PASS, f"{events} counted in {measured.n:,} shots"
         if events == 0 and measured.n:

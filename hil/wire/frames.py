@@ -41,7 +41,7 @@ def read_frames(stream: BinaryIO, name: str) -> Iterator[Entry]:
     """All frames; what cannot be read is an entry with an error, and never raises.
 
     Text: blank lines and lines that begin with ``#`` are skipped; spaces, colons and a leading
-    ``0x`` are allowed. A damaged capture ends with an error.
+    ``0x`` are allowed. A damaged capture, or a zero byte in text, ends with an error.
 
     Args:
         stream: open for reading bytes; may be a pipe.
@@ -71,6 +71,9 @@ def _text(source: BinaryIO, start: bytes) -> Iterator[Entry]:
         text = line.decode("ascii", errors="replace").strip()
         if not text or text.startswith("#"):
             continue
+        if "\0" in text:
+            yield Entry("line", number, None, b"", "neither a capture nor text")
+            return
         try:
             frame = bytes.fromhex(text.removeprefix("0x").replace(":", ""))
         except ValueError:

@@ -127,6 +127,7 @@ def test_completion_knows_commands_and_profiles(shell: str, scenarios: Path) -> 
     assert "mil" in found
     assert "sil" in found
     assert "mil" not in _complete(shell, "hil run scenarios/surface_d5.yaml --bind s", folder)
+    assert "nvqlink" in _complete(shell, "hil rack show nv", folder)
     assert "mil" not in _complete(shell, "hil run no.yaml --bind ", folder), "and no error either"
 
 

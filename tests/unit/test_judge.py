@@ -198,6 +198,14 @@ def test_counts_fail_at_the_first_event(metric: str) -> None:
     assert judged(Shots(3_000), expectation(metric, equals=2), **{name: 0}).verdict is Verdict.FAIL
 
 
+def test_a_count_over_no_shot_at_all_is_a_rig_error() -> None:
+    """A run whose node never started counts nothing and must not read as PASS."""
+    metrics = Metrics(1, 1_100_000, SHOT_PERIOD_PS, 0, DEADLINE_PS, "modelled")
+    metrics.add_counts({"answers.missing": 0})
+    (found,) = judge({"x": expectation("answers.missing", equals=0)}, metrics)
+    assert (found.verdict, found.reason) == (Verdict.RIG_ERROR, "not measured: no shot to judge")
+
+
 @pytest.mark.parametrize("metric", COUNT_METRICS)
 def test_a_count_that_nobody_took_is_a_rig_error(metric: str) -> None:
     found = judged(Shots(100), expectation(metric, equals=0))

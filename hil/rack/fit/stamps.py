@@ -25,6 +25,10 @@ _FPGA: Final = (
     "request_id", "shot", "local", "kind", "send_sec", "send_nsec", "recv_sec", "recv_nsec",
     "delta_ns",
 )  # fmt: skip
+_HEADERS: Final = (
+    "shot, round, [events], then t_NAME_ns stamps or NAME_ns durations; "
+    "or the columns of ptp_latency.csv"
+)
 _MOST_EVENTS: Final = 1_000_000
 _NS_PER_S: Final = 1_000_000_000
 
@@ -57,6 +61,14 @@ def read_csv(path: Path) -> Capture:
     except csv.Error as error:
         raise UsageError("not CSV", where=str(path), got=str(error)) from error
     header = [cell.strip() for cell in rows[0]] if rows else []
+    if header and all(_ps(cell, 0) is not None for cell in header):
+        raise UsageError(
+            "the first line names no columns",
+            where=f"{path}: line 1",
+            got=", ".join(header),
+            allowed=_HEADERS,
+            fix="write the names above the numbers",
+        )
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
         raise UsageError("column twice", where=f"{path}: line 1", got=twice, fix="rename one")
@@ -113,8 +125,7 @@ def _columns(path: Path, header: list[str]) -> tuple[list[str], bool, list[int],
             f"column '{missing[0]}' is missing",
             where=where,
             got=", ".join(header) or "an empty file",
-            allowed="shot, round, [events], then t_NAME_ns stamps or NAME_ns durations; "
-            "or the columns of ptp_latency.csv",
+            allowed=_HEADERS,
             fix=did_you_mean(missing[0], header) or f"add '{missing[0]}'",
         )
     found = []

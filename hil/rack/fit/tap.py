@@ -50,10 +50,21 @@ def read_tap(path: Path, *, ptp_clock: bool) -> Capture:
     refusals = Refusals(str(path))
     try:
         tap = _frames(path, refusals)
-    except (WireError, OSError) as error:
-        what = error.what if isinstance(error, WireError) else "the capture cannot be read"
+    except WireError as error:
         raise UsageError(
-            what, where=str(path), got=str(error), allowed="pcap or pcapng of Ethernet frames"
+            error.what,
+            where=error.where,
+            got=error.got,
+            allowed="pcap or pcapng of Ethernet frames",
+            fix="record it anew; a CSV file belongs to --csv",
+        ) from error
+    except OSError as error:
+        raise UsageError(
+            "the capture cannot be read",
+            where=str(path),
+            got=error.strerror or str(error),
+            allowed="a readable file",
+            fix="check the name",
         ) from error
     _check_sequence(tap, refusals)
     refusals.check()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hil.errors import UsageError
+from hil.errors import RigError, UsageError
 from hil.rack.fit.capture import Capture
 from hil.rack.fit.check import Check
 from hil.scenario.rack_profile import read_profile
@@ -213,13 +214,13 @@ def _quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-def write_files(folder: Path, files: dict[str, bytes]) -> list[Path]:
-    """Write files whole and in order; nothing that exists is replaced.
+def check_absent(folder: Path, names: Iterable[str]) -> None:
+    """Refuse to replace a file.
 
     Raises:
-        UsageError: one of them exists, or the folder cannot be written.
+        UsageError: one of them exists.
     """
-    for name in files:
+    for name in names:
         if (folder / name).exists():
             raise UsageError(
                 "the file exists already",
@@ -227,6 +228,16 @@ def write_files(folder: Path, files: dict[str, bytes]) -> list[Path]:
                 allowed="a new name",
                 fix="give another --name or --out, or remove it",
             )
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> list[Path]:
+    """Write files whole and in order; nothing that exists is replaced.
+
+    Raises:
+        UsageError: one of them exists.
+        RigError: the folder cannot be written.
+    """
+    check_absent(folder, files)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
@@ -234,7 +245,10 @@ def write_files(folder: Path, files: dict[str, bytes]) -> list[Path]:
             partial.write_bytes(content)
             partial.replace(folder / name)
     except OSError as error:
-        raise UsageError(
-            "the fit cannot be written", where=str(folder), got=error.strerror or str(error)
+        raise RigError(
+            "the fit cannot be written",
+            where=str(folder),
+            got=error.strerror or str(error),
+            fix="choose another --out",
         ) from error
     return [folder / name for name in files]
