@@ -135,8 +135,8 @@ DECODES: Final = stream(
     instant("t_glob_start_ps", "host", "global decoder started"),
     instant("t_glob_end_ps", "host", "global decoder done"),
     enum("time_source", TIME_SOURCE, "where the decode times come from"),
-    unsigned_or_missing("events_in", "u2", f"detection events before the {_PRE}"),
-    unsigned_or_missing("events_out", "u2", f"detection events after the {_PRE}"),
+    unsigned_or_missing("events_in", "u4", f"detection events before the {_PRE}"),
+    unsigned_or_missing("events_out", "u4", f"detection events after the {_PRE}"),
     observables("pre_l_b8", f"logical frame of the {_PRE}", optional=True),
     observables("obs_pred_b8", "flips the window commits; their XOR is the shot's answer"),
     Column(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hil.cli import main
-from hil.run import runner
+from hil.run import rig
 
 HEAVY = ("numpy", "scipy", "numba", "stim", "pymatching", "h5py", "simpy", "pydantic", "matplotlib")
 
@@ -77,7 +77,7 @@ def test_unforeseen_error_is_3_not_1(
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(runner, "build_circuits", broken)
+    monkeypatch.setattr(rig, "build_circuits", broken)
     assert _run(scenarios / "surface_d5.yaml", tmp_path / "a") == 3
     assert "unforeseen" in capsys.readouterr().err
 

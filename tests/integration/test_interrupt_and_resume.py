@@ -20,7 +20,7 @@ import hil
 from gpu_decoder.protocol import Reason
 from hil.cli import main
 from hil.errors import HilError, RigError, UsageError
-from hil.run import runner
+from hil.run import provenance, runner
 from hil.run.interrupt import Interrupt
 from hil.run.resume import Earlier
 from hil.run.runner import RunOptions, run_scenario
@@ -163,8 +163,8 @@ def test_what_cannot_be_resumed_is_refused_and_left_alone(
         with pytest.raises(UsageError) as caught:
             run_scenario(path, options)
         assert words in caught.value.message
-    software = runner.provenance.software()
-    monkeypatch.setattr(runner.provenance, "software", lambda: software | {"stim": "1.0"})
+    software = provenance.software()
+    monkeypatch.setattr(provenance, "software", lambda: software | {"stim": "1.0"})
     with pytest.raises(UsageError, match="stim differs"):
         run_scenario(path, _options(out, resume=True))
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
