@@ -290,6 +290,7 @@ def _left_of(session: int) -> list[str]:
 
 
 @pytest.mark.live
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once_and_the_trace_can_be_recovered(
     scenarios: Path, tmp_path: Path
 ) -> None:

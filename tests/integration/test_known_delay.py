@@ -90,13 +90,25 @@ def _run(scenarios: Path, out: Path, bind: str, fault: str | None, *overrides: s
     return _hops(result.trace)
 
 
+@pytest.fixture(scope="module")
+def undelayed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """Hops of the same run without a delay, by executor."""
+    folder = tmp_path_factory.mktemp("undelayed")
+    shipped = Path(__file__).parents[2] / "scenarios"
+    chosen = "bind.profiles.mil.rack.executor"
+    return {
+        name: _run(shipped, folder / name, "mil", None, f"{chosen}={name}")
+        for name in ("bulk", "events")
+    }
+
+
 @pytest.mark.parametrize("executor", ["bulk", "events"])
 @pytest.mark.parametrize("hop", HOPS)
 def test_virtual_to_the_picosecond(
-    scenarios: Path, tmp_path: Path, hop: str, executor: str
+    scenarios: Path, tmp_path: Path, hop: str, executor: str, undelayed: dict[str, np.ndarray]
 ) -> None:
     chosen = f"bind.profiles.mil.rack.executor={executor}"
-    base = _run(scenarios, tmp_path / "base", "mil", None, chosen)
+    base = undelayed[executor]
     late = _run(scenarios, tmp_path / "late", "mil", hop, chosen)
     want = np.zeros_like(base)
     want[HOPS.index(hop)] = DELAY_PS

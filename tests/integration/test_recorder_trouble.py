@@ -120,6 +120,7 @@ def _limit_file_size(run: subprocess.Popen[str], part: Path) -> None:
     resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (part.stat().st_size + 30_000, hard))
 
 
+@pytest.mark.slow
 def test_slow_sink_overflow_is_counted_marked_and_a_rig_error(
     scenarios: Path, tmp_path: Path, loopback: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

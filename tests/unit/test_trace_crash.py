@@ -94,7 +94,7 @@ def test_a_killed_run_recovers_exactly_to_its_ledger(tmp_path, level):
     rng = random.Random(f"{SEED} {level}")
     recovered = []
     following = prepare(tmp_path / "t0.h5", level)
-    for i in range(10):
+    for i in range(6):
         child = let_go(*following, records=rng.randrange(5, 60))
         following = prepare(tmp_path / f"t{i + 1}.h5", level)
         time.sleep(rng.uniform(0.0, 0.01))
@@ -112,7 +112,7 @@ def test_a_killed_run_recovers_exactly_to_its_ledger(tmp_path, level):
         final.unlink()
     following[0].kill()
     following[0].join()
-    assert sum(n > 0 for n in recovered) >= 3, recovered
+    assert sum(n > 0 for n in recovered) >= 2, recovered
 
 
 def test_a_live_reader_sees_whole_commits_only(tmp_path):
