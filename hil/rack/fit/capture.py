@@ -100,13 +100,18 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UsageError(
-            "the capture cannot be read",
-            where=str(path),
-            got=error.strerror or str(error),
-            allowed="a readable file",
-            fix="check the name",
-        ) from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> UsageError:
+    """What to say of a capture that cannot be read."""
+    return UsageError(
+        "the capture cannot be read",
+        where=str(path),
+        got=error.strerror or str(error),
+        allowed="a readable file",
+        fix="check the name",
+    )
 
 
 def check_order(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hil.errors import UsageError, WireError
-from hil.rack.fit.capture import Capture, Refusals, check_order
+from hil.rack.fit.capture import Capture, Refusals, check_order, unreadable
 from hil.timebase import PS_PER_NS
 from hil.wire import rpc
 from hil.wire.pcap import read_capture
@@ -59,13 +59,7 @@ def read_tap(path: Path, *, ptp_clock: bool) -> Capture:
             fix="record it anew; a CSV file belongs to --csv",
         ) from error
     except OSError as error:
-        raise UsageError(
-            "the capture cannot be read",
-            where=str(path),
-            got=error.strerror or str(error),
-            allowed="a readable file",
-            fix="check the name",
-        ) from error
+        raise unreadable(path, error) from error
     _check_sequence(tap, refusals)
     refusals.check()
     if not tap.ids or not tap.ends:
