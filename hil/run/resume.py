@@ -125,8 +125,8 @@ def set_aside(directory: Path, meta: TraceMeta) -> Earlier | None:
     """The earlier run of a folder, checked and out of the new trace's way.
 
     Of several files (a resumed run was killed) the one with most shots counts; the others hold a
-    part of it and are removed. ``None``: the run was killed before its first commit (the file that
-    cannot be read is kept as ``unreadable.part.h5``).
+    part of it, or nothing yet, and are removed. ``None``: the run was killed before its first
+    commit, and the only file, which cannot be read, is kept as ``unreadable.part.h5``.
 
     Raises:
         UsageError: there is nothing to resume, the run has ended or still goes on, or it is not
@@ -142,10 +142,9 @@ def set_aside(directory: Path, meta: TraceMeta) -> Earlier | None:
             fix="leave --resume out to begin a new run",
         )
     best = max(found, key=lambda path: found[path])
-    for path in [path for path, shots in found.items() if shots < 0]:
-        path.replace(directory / f"unreadable{PART_SUFFIX}")
-        del found[path]
-    if not found:
+    if found[best] < 0:
+        for path in found:
+            path.replace(directory / f"unreadable{PART_SUFFIX}")
         return None
     live = best.name.endswith(PART_SUFFIX)
     aside = directory / (f"earlier{PART_SUFFIX}" if live else "earlier.h5")

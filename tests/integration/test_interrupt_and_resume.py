@@ -208,6 +208,21 @@ def test_a_trace_that_cannot_be_read_is_kept_and_the_run_begins_anew(
     assert (out / "unreadable.part.h5").read_bytes() == b"killed before its first commit"
 
 
+def test_a_resumed_run_killed_before_its_first_commit_leaves_nothing(
+    scenarios: Path, tmp_path: Path
+) -> None:
+    """Beside an earlier trace with shots, one that got nowhere is no evidence of anything."""
+    path, out = scenarios / "surface_d7_mil.yaml", tmp_path / "run"
+    run_scenario(path, _options(out, stop_at=1))
+    (out / "trace.h5").replace(out / "earlier.h5")
+    (out / "trace.part.h5").write_bytes(b"killed before its first commit")
+    result = run_scenario(path, _options(out, resume=True))
+    assert result.verdict is Verdict.PASS
+    assert any("come from the interrupted run" in text for text in result.document.labels)
+    assert not list(out.glob("*.part.h5"))
+    assert not (out / "earlier.h5").exists()
+
+
 def test_other_syndromes_are_noticed(scenarios: Path, tmp_path: Path) -> None:
     """An earlier trace whose syndromes this machine does not make again ends in a rig error."""
     import h5py
