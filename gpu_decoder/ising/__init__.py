@@ -1,0 +1,1 @@
+"""The Ising family: memory circuits, pre-decoder networks and the pipeline around them."""
