@@ -31,12 +31,16 @@ _SHOW_CURSOR: Final = b"\x1b[?25h"
 class Interrupt:
     """Whether somebody asked this run to end.
 
+    Args:
+        second: what the second signal says before it ends the process.
+
     Attributes:
         name: name of the signal (``SIGINT``); empty while nobody asked.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, second: str = _SECOND) -> None:
         self.name = ""
+        self._second = second
 
     def __bool__(self) -> bool:
         """Whether the run shall end."""
@@ -68,7 +72,7 @@ class Interrupt:
         if self.name:
             if os.isatty(2):
                 os.write(2, _SHOW_CURSOR)  # a progress bar may have hidden it
-            os.write(2, _SECOND.encode())
+            os.write(2, self._second.encode())
             os._exit(RigError.exit_code)
         self.name = signal.Signals(number).name
         os.write(2, _FIRST.format(name=self.name).encode())
