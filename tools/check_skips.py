@@ -11,8 +11,8 @@ import os
 import re
 import sys
 import tomllib
-from pathlib import Path
 from importlib.util import find_spec
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 ALLOWED = Path(__file__).resolve().parent.parent / "tests" / "expected_skips.toml"

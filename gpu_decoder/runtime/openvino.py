@@ -46,7 +46,7 @@ class OpenVinoRuntime:
                 Reason.ENGINE_MISMATCH,
             )
         self._n_inputs = read_info(onnx_bytes).n_detectors
-        openvino = _openvino()
+        openvino = import_openvino()
         core = openvino.Core()
         settings = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
@@ -111,7 +111,7 @@ class OpenVinoRuntime:
         self._request = None
 
 
-def _openvino() -> Any:  # noqa: ANN401 - the package is untyped
+def import_openvino() -> Any:  # noqa: ANN401 - the package is untyped
     """The package, imported without its telemetry, which would call home on import.
 
     Raises:
