@@ -126,7 +126,7 @@ def _write(training: Training, folder: Path, software: dict[str, str]) -> Path:
         metadata={
             "name": config.name,
             "orientation": config.orientation,
-            "trained_on": json.dumps(sorted(record["noise_sha256"])),
+            "trained_noise": ", ".join(record["noise_sha256"]),
         },
         sha256="",
     )
