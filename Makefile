@@ -2,7 +2,10 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.setup-stamp
+# Optional parts (pyproject.toml): make test EXTRAS=dev,openvino,train,gpu
+EXTRAS ?= dev
+comma  := ,
+STAMP  := $(VENV)/.setup-$(subst $(comma),-,$(EXTRAS))
 
 .PHONY: run test test-slow check soak bench docs clean
 .DEFAULT_GOAL := help
@@ -20,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: Python >= 3.11 is needed; call make with PYTHON=/path/to/python3.11"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $(STAMP)
 
 run: $(STAMP)
