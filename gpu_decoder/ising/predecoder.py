@@ -40,6 +40,10 @@ class Predecoder(Protocol):
     def precision(self) -> Precision:
         """The number format that really executes (``NA``: no network)."""
 
+    @property
+    def n_detectors(self) -> int:
+        """N, detectors of one shot."""
+
     def predecode(self, detectors_b8: U8Array) -> Predecoded:
         """Treat uint8 [n, ceil(N/8)] shots, n >= 1 (LSB first); row by row independent.
 
@@ -86,6 +90,11 @@ class NetworkPredecoder:
     def precision(self) -> Precision:
         """The number format that really executes."""
         return self._runtime.precision
+
+    @property
+    def n_detectors(self) -> int:
+        """N, detectors of one shot."""
+        return self._n
 
     def predecode(self, detectors_b8: U8Array) -> Predecoded:
         """Treat uint8 [n, ceil(N/8)] shots; see ``Predecoder.predecode``.
