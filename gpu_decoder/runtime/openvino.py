@@ -34,7 +34,8 @@ class OpenVinoRuntime:
     Raises:
         RuntimeUnavailable: OpenVINO is not installed.
         ModelMismatchError: no model of ours.
-        EngineError: ``ENGINE_MISMATCH``, the model would execute in another precision.
+        EngineError: ``ENGINE_MISMATCH``, the model cannot be loaded, or would execute in another
+            precision.
     """
 
     def __init__(
@@ -46,7 +47,13 @@ class OpenVinoRuntime:
                 Reason.ENGINE_MISMATCH,
             )
         self._n_inputs = read_info(onnx_bytes).n_detectors
-        compiled = compile_on_cpu(onnx_bytes, precision, threads)
+        version = str(import_openvino().__version__)
+        try:
+            compiled = compile_on_cpu(onnx_bytes, precision, threads)
+        except RuntimeError as error:
+            raise EngineError(
+                f"OpenVINO cannot load the model: {error}", Reason.ENGINE_MISMATCH
+            ) from error
         executed = _precision(compiled)
         if executed != precision:
             raise EngineError(
@@ -58,7 +65,7 @@ class OpenVinoRuntime:
         self._devices = ",".join(compiled.get_property("EXECUTION_DEVICES"))
         self._precision = executed
         self._threads = threads
-        self._version = str(import_openvino().__version__)
+        self._version = version
         self._sha256 = hashlib.sha256(onnx_bytes).hexdigest()
 
     @property
