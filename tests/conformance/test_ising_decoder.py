@@ -107,6 +107,30 @@ def test_a_fired_readout_detector_is_refused_by_name() -> None:
         decoder.decode_batch(spoiled)
 
 
+def test_memory_of_a_call_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large batch reaches the runtime in pieces; answers and row numbers do not tell."""
+    dem, shots, _ = circuit()
+    whole = build_predecoder(CONFIG, dem).predecode(shots)
+    sizes: list[int] = []
+
+    class Counting(OrtRuntime):
+        def run(self, dets: U8Array) -> U8Array:
+            sizes.append(len(dets))
+            return super().run(dets)
+
+    monkeypatch.setattr("gpu_decoder.ising.predecoder._CELLS_PER_CALL", 125 * 70)
+    data = build_onnx(load_weights(FILE), LAYOUT, 0.5, 0.5)
+    pieces = NetworkPredecoder(Counting(data), read_info(data), LAYOUT)
+    got = pieces.predecode(shots)
+    assert sizes == [70, 70, 70, 70, 20]
+    np.testing.assert_array_equal(got.pre_l, whole.pre_l)
+    np.testing.assert_array_equal(got.residual_b8, whole.residual_b8)
+    spoiled = shots.copy()
+    spoiled[211, 14] |= 0x80
+    with pytest.raises(ValueError, match="row 211 has a fired detector"):
+        pieces.predecode(spoiled)
+
+
 class Broken(OrtRuntime):
     """A runtime whose output is spoiled."""
 
