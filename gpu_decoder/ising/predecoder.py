@@ -12,7 +12,6 @@ from gpu_decoder.ising.tensors import Layout
 from gpu_decoder.protocol import Backend, Precision, Reason, U8Array
 from gpu_decoder.runtime.protocol import EngineError, Runtime
 
-
 _CELLS_PER_CALL: Final = 1 << 16
 """Grid cells in one call of a runtime, so that its memory has a bound: a layer of 128 channels
 holds 34 MB. Larger calls were not faster."""
