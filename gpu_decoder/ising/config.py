@@ -9,7 +9,7 @@ from gpu_decoder.ising.geometry import Basis, geometry
 from gpu_decoder.ising.onnx_model import build_onnx, check_info, read_info
 from gpu_decoder.ising.predecoder import NetworkPredecoder, Predecoder
 from gpu_decoder.ising.tensors import Layout
-from gpu_decoder.ising.weights import find_weights, load_weights
+from gpu_decoder.ising.weights import WeightsError, find_weights, load_weights
 from gpu_decoder.protocol import Backend, Precision, U8Array
 from gpu_decoder.runtime.build import build_runtime
 
@@ -85,7 +85,10 @@ def model_bytes(config: PredecoderConfig, dem_text: str) -> bytes:
     """
     layout = config.layout
     if config.model:
-        data = Path(config.model).read_bytes()
+        try:
+            data = Path(config.model).read_bytes()
+        except OSError as error:
+            raise WeightsError(f"{config.model}: cannot be read: {error.strerror}") from error
         check_info(read_info(data), layout, config.threshold_data, config.threshold_syndrome)
         return data
     weights = load_weights(find_weights(config.weights))

@@ -158,15 +158,9 @@ class _Graph:
         self.node("Gather", ["bits_in", self.constant("cell_source", index)], "cells", axis=1)
         if self.half:
             self.node("Cast", ["cells"], "cells_half", to=10)
-        return self.node(
-            "Where",
-            [
-                self.constant("cell_is_bit", is_bit[None]),
-                "cells_half" if self.half else "cells",
-                self.constant("cell_constant", fixed[None]),
-            ],
-            "grid",
-        )
+        shown = self.constant("cell_is_bit", is_bit[None].astype(self.float))
+        self.node("Mul", ["cells_half" if self.half else "cells", shown], "shown")
+        return self.node("Add", ["shown", self.constant("cell_constant", fixed[None])], "grid")
 
     def convolutions(self, grid: str) -> str:
         """The network, float32 or float16; extra channels of its last layer are left out."""

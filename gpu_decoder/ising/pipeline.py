@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from gpu_decoder.ising.onnx_model import ModelMismatchError
 from gpu_decoder.ising.predecoder import Predecoder
 from gpu_decoder.matching import MatchingDecoder
 from gpu_decoder.protocol import (
@@ -29,7 +30,8 @@ class IsingDecoder:
         requested: backend and precision that were asked for; by default what executes.
 
     Raises:
-        ValueError: the model is not graphlike or has other than one observable.
+        ValueError: the error model is not graphlike or has other than one observable.
+        ModelMismatchError: the pre-decoder treats another number of detectors.
     """
 
     def __init__(
@@ -46,6 +48,11 @@ class IsingDecoder:
             raise ValueError(
                 f"{self._matching.n_observables} observables in the detector error model, "
                 "allowed: 1 (a memory experiment)"
+            )
+        if predecoder.n_detectors != self._matching.n_detectors:
+            raise ModelMismatchError(
+                f"the pre-decoder treats {predecoder.n_detectors} detectors, the detector error "
+                f"model has {self._matching.n_detectors}"
             )
         self._requested = requested or (predecoder.backend, predecoder.precision)
 

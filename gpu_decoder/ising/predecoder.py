@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -11,6 +11,10 @@ from gpu_decoder.ising.onnx_model import ModelInfo, ModelMismatchError, check_in
 from gpu_decoder.ising.tensors import Layout
 from gpu_decoder.protocol import Backend, Precision, Reason, U8Array
 from gpu_decoder.runtime.protocol import EngineError, Runtime
+
+_CELLS_PER_CALL: Final = 1 << 16
+"""Grid cells in one call of a runtime, so that its memory has a bound: a layer of 128 channels
+holds 34 MB. Larger calls were not faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,10 @@ class Predecoder(Protocol):
     @property
     def precision(self) -> Precision:
         """The number format that really executes (``NA``: no network)."""
+
+    @property
+    def n_detectors(self) -> int:
+        """N, detectors of one shot."""
 
     def predecode(self, detectors_b8: U8Array) -> Predecoded:
         """Treat uint8 [n, ceil(N/8)] shots, n >= 1 (LSB first); row by row independent.
@@ -76,6 +84,7 @@ class NetworkPredecoder:
         self._n = layout.n_detectors
         self._row_bytes = -(-self._n // 8)
         self._boundary = self._n - layout.geometry.half
+        self._rows = max(1, _CELLS_PER_CALL // (layout.rounds * layout.geometry.n_data))
 
     @property
     def backend(self) -> Backend:
@@ -87,6 +96,11 @@ class NetworkPredecoder:
         """The number format that really executes."""
         return self._runtime.precision
 
+    @property
+    def n_detectors(self) -> int:
+        """N, detectors of one shot."""
+        return self._n
+
     def predecode(self, detectors_b8: U8Array) -> Predecoded:
         """Treat uint8 [n, ceil(N/8)] shots; see ``Predecoder.predecode``.
 
@@ -97,17 +111,22 @@ class NetworkPredecoder:
             raise ValueError(
                 f"detectors_b8 has shape {detectors_b8.shape}, allowed [n, {self._row_bytes}]"
             )
-        dets = np.unpackbits(detectors_b8, axis=1, bitorder="little", count=self._n)
-        fired = dets[:, self._boundary :].any(axis=1)
-        if fired.any():
-            raise ValueError(
-                f"row {int(np.argmax(fired))} has a fired detector of the data readout "
-                f"({self._boundary} to {self._n - 1}), allowed: none fires in this family"
-            )
-        out = self._runtime.run(dets)
-        self._check(out, len(dets))
-        residual_b8 = np.packbits(out[:, 1:], axis=1, bitorder="little")
-        return Predecoded(out[:, 0].copy(), residual_b8)
+        pre_l = np.empty(len(detectors_b8), dtype=np.uint8)
+        residual_b8 = np.empty_like(detectors_b8)
+        for begin in range(0, len(detectors_b8), self._rows):
+            rows = slice(begin, begin + self._rows)
+            dets = np.unpackbits(detectors_b8[rows], axis=1, bitorder="little", count=self._n)
+            fired = dets[:, self._boundary :].any(axis=1)
+            if fired.any():
+                raise ValueError(
+                    f"row {begin + int(np.argmax(fired))} has a fired detector of the data readout "
+                    f"({self._boundary} to {self._n - 1}), allowed: none fires in this family"
+                )
+            out = self._runtime.run(dets)
+            self._check(out, len(dets))
+            pre_l[rows] = out[:, 0]
+            residual_b8[rows] = np.packbits(out[:, 1:], axis=1, bitorder="little")
+        return Predecoded(pre_l, residual_b8)
 
     def _check(self, out: U8Array, shots: int) -> None:
         """Refuse an output that cannot be right.

@@ -122,7 +122,7 @@ def load_weights(path: str | Path) -> Weights:
 
 
 def save_weights(path: str | Path, weights: Weights) -> str:
-    """Write a SafeTensors file, whole or not at all.
+    """Write a SafeTensors file, whole or not at all; equal weights give equal bytes.
 
     Returns:
         SHA-256 of the file.
@@ -130,8 +130,6 @@ def save_weights(path: str | Path, weights: Weights) -> str:
     Raises:
         WeightsError: a value is not finite in the type of the file.
     """
-    from safetensors.numpy import save
-
     path, dtype = Path(path), _DTYPES[weights.quant_format]
     tensors: dict[str, NDArray[np.generic]] = {}
     with np.errstate(over="ignore"):
@@ -140,7 +138,7 @@ def save_weights(path: str | Path, weights: Weights) -> str:
             tensors[f"net.{3 * k}.bias"] = np.ascontiguousarray(bias, dtype=dtype)
     metadata = {**weights.metadata, **describe(weights.architecture, weights.quant_format)}
     _from_tensors(tensors, metadata, "")  # what we could not read, we do not write
-    data = save(tensors, metadata=metadata)
+    data = _pack(tensors, metadata)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as new:
         try:
             new.write(data)
@@ -150,6 +148,25 @@ def save_weights(path: str | Path, weights: Weights) -> str:
             Path(new.name).unlink(missing_ok=True)
             raise
     return hashlib.sha256(data).hexdigest()
+
+
+def _pack(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
+    """SafeTensors bytes; the package's own writer orders the metadata at random."""
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    begin = 0
+    for key, value in tensors.items():
+        header[key] = {
+            "dtype": "F16" if value.dtype == np.float16 else "F32",
+            "shape": list(value.shape),
+            "data_offsets": [begin, begin + value.nbytes],
+        }
+        begin += value.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    body = b"".join(
+        value.astype(value.dtype.newbyteorder("<")).tobytes() for value in tensors.values()
+    )
+    return len(text).to_bytes(8, "little") + text + body
 
 
 def describe(net: Architecture, quant_format: QuantFormat) -> dict[str, str]:

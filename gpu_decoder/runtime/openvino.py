@@ -34,7 +34,8 @@ class OpenVinoRuntime:
     Raises:
         RuntimeUnavailable: OpenVINO is not installed.
         ModelMismatchError: no model of ours.
-        EngineError: ``ENGINE_MISMATCH``, the model would execute in another precision.
+        EngineError: ``ENGINE_MISMATCH``, the model cannot be loaded, or would execute in another
+            precision.
     """
 
     def __init__(
@@ -46,16 +47,13 @@ class OpenVinoRuntime:
                 Reason.ENGINE_MISMATCH,
             )
         self._n_inputs = read_info(onnx_bytes).n_detectors
-        openvino = import_openvino()
-        core = openvino.Core()
-        settings = {
-            "INFERENCE_PRECISION_HINT": _HINTS[precision],
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": "1",
-            "INFERENCE_NUM_THREADS": str(threads),
-            "ENABLE_CPU_PINNING": "NO",
-        }
-        compiled = core.compile_model(core.read_model(onnx_bytes), "CPU", settings)
+        version = str(import_openvino().__version__)
+        try:
+            compiled = compile_on_cpu(onnx_bytes, precision, threads)
+        except RuntimeError as error:
+            raise EngineError(
+                f"OpenVINO cannot load the model: {error}", Reason.ENGINE_MISMATCH
+            ) from error
         executed = _precision(compiled)
         if executed != precision:
             raise EngineError(
@@ -67,7 +65,7 @@ class OpenVinoRuntime:
         self._devices = ",".join(compiled.get_property("EXECUTION_DEVICES"))
         self._precision = executed
         self._threads = threads
-        self._version = str(openvino.__version__)
+        self._version = version
         self._sha256 = hashlib.sha256(onnx_bytes).hexdigest()
 
     @property
@@ -109,6 +107,23 @@ class OpenVinoRuntime:
     def close(self) -> None:
         """Free the request."""
         self._request = None
+
+
+def compile_on_cpu(onnx_bytes: bytes, precision: Precision, threads: int) -> Any:  # noqa: ANN401
+    """Compile any ONNX model for the CPU (an ``openvino.CompiledModel``).
+
+    Raises:
+        RuntimeUnavailable: OpenVINO is not installed.
+    """
+    core = import_openvino().Core()
+    settings = {
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+        "INFERENCE_NUM_THREADS": str(threads),
+        "ENABLE_CPU_PINNING": "NO",
+    }
+    return core.compile_model(core.read_model(onnx_bytes), "CPU", settings)
 
 
 def import_openvino() -> Any:  # noqa: ANN401 - the package is untyped

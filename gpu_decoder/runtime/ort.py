@@ -27,7 +27,8 @@ class OrtRuntime:
 
     Raises:
         ModelMismatchError: no model of ours.
-        EngineError: ``ENGINE_MISMATCH``, the model would execute in another precision.
+        EngineError: ``ENGINE_MISMATCH``, the model cannot be loaded, or would execute in another
+            precision.
     """
 
     def __init__(
@@ -50,9 +51,14 @@ class OrtRuntime:
             # Signed activations as they are: by default x86 converts some and then fuses none.
             options.add_session_config_entry("session.qdqisint8allowed", "1")
             options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
-            self._session: Any = onnxruntime.InferenceSession(
-                onnx_bytes, options, providers=["CPUExecutionProvider"]
-            )
+            try:
+                self._session: Any = onnxruntime.InferenceSession(
+                    onnx_bytes, options, providers=["CPUExecutionProvider"]
+                )
+            except Exception as error:
+                raise EngineError(
+                    f"onnxruntime cannot load the model: {error}", Reason.ENGINE_MISMATCH
+                ) from error
             executed = _precision(Path(folder) / "optimised.onnx")
         if executed != precision:
             raise EngineError(

@@ -10,7 +10,20 @@ from typing import Annotated
 import typer
 
 from hil._version import __version__
-from hil.cli import bench, check, circuit, doctor, init, listing, node, rack, run, trace, wire
+from hil.cli import (
+    bench,
+    check,
+    circuit,
+    decoder,
+    doctor,
+    init,
+    listing,
+    node,
+    rack,
+    run,
+    trace,
+    wire,
+)
 from hil.errors import HilError
 
 app = typer.Typer(
@@ -31,6 +44,7 @@ app.add_typer(wire.app, name="wire")
 app.add_typer(node.app, name="node")
 app.add_typer(bench.app, name="bench")
 app.add_typer(rack.app, name="rack")
+app.add_typer(decoder.app, name="decoder")
 
 
 @app.callback(invoke_without_command=True)

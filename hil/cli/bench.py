@@ -66,3 +66,59 @@ def model(
             f"{row.overhead_us:.2f}", f"{100 * row.fallback_rate:.2f} %",
         )  # fmt: skip
     Console().print(table)
+
+
+@app.command()
+def predecoder(
+    json: Annotated[bool, typer.Option("--json", help="Print data instead of a table.")] = False,
+    weights: Annotated[
+        str, typer.Option(help="Weights file or shipped name.  [default: random values]")
+    ] = "",
+    model_id: Annotated[str, typer.Option(help="Architecture of the random weights.")] = "hil-48x6",
+    backend: Annotated[
+        Literal["ort_cpu", "openvino"], typer.Option(help="Runtime, fp32, one thread.")
+    ] = "ort_cpu",
+    repeats: Annotated[int, typer.Option(min=1, help="Alternations; the median counts.")] = 15,
+    distance: Annotated[
+        list[int] | None, typer.Option("--distance", "-d", help="Code distance; repeatable.")
+    ] = None,
+) -> None:
+    """Whole pre-decoder against its bare network, one shot against a batch; processor time."""
+    from json import dumps
+
+    from gpu_decoder.runtime.protocol import RuntimeUnavailable
+    from hil.errors import DecoderError, UsageError
+    from hil.run.bench_predecoder import BATCH, DISTANCES, as_data, bench_predecoder
+
+    try:
+        rows = bench_predecoder(
+            distance or DISTANCES,
+            weights=weights,
+            model_id=model_id,
+            backend=backend,
+            repeats=repeats,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except RuntimeUnavailable as error:
+        raise DecoderError(str(error)) from error
+    if json:
+        typer.echo(dumps(as_data(rows, backend), indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    what = weights or model_id
+    table = Table(title=f"{what} on {backend} fp32, one thread, us of processor time per shot")
+    for name in (
+        "d", "whole graph", "network alone", "ratio", f"batch {BATCH}", "gain",
+        "decoder, one", "decoder, batch", "gain",
+    ):  # fmt: skip
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            str(row.distance), f"{row.graph_us:,.0f}", f"{row.network_us:,.0f}",
+            f"{row.ratio:.2f}", f"{row.batch_us:,.0f}", f"{row.gain:.2f}",
+            f"{row.decoder_us:,.0f}", f"{row.decoder_batch_us:,.0f}", f"{row.gain_decoder:.2f}",
+        )  # fmt: skip
+    Console().print(table)

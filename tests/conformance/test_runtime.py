@@ -328,6 +328,17 @@ def test_a_foreign_model_is_refused(backend: Backend, precision: Precision) -> N
             build_runtime(backend, data, precision)
 
 
+@pytest.mark.parametrize(("backend", "precision"), FULL)
+def test_a_damaged_graph_is_refused(backend: Backend, precision: Precision) -> None:
+    import onnx
+
+    damaged = onnx.load_model_from_string(model(Precision.FP32))
+    damaged.graph.node[5].op_type = "NoSuchOperation"
+    with pytest.raises(EngineError, match="cannot load the model") as raised:
+        build_runtime(backend, damaged.SerializeToString(), precision)
+    assert raised.value.reason == Reason.ENGINE_MISMATCH
+
+
 # Broken peers: each breaks one rule, and the check of that rule must fire.
 
 

@@ -1,0 +1,172 @@
+"""Cost of the pre-decoder beside its network alone, measured side by side in one process.
+
+Per distance: (a) one shot through the whole graph (``Runtime.run``), (b) the same runtime on the
+network alone, its input ready-made, (c) a batch through the whole graph, (d) and (e)
+one shot and the batch through the whole decoder, matching included. One thread; processor time; all
+alternate, each ratio is the median over the repeats. Values of the weights do not matter: without a
+file they are drawn at random, and the thresholds are such that the network fires seldom.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+
+from gpu_decoder.ising.circuit import memory_circuit
+from gpu_decoder.ising.geometry import geometry
+from gpu_decoder.ising.network import architecture
+from gpu_decoder.ising.noise import Ising25
+from gpu_decoder.ising.onnx_model import build_network_onnx, build_onnx, read_info
+from gpu_decoder.ising.pipeline import IsingDecoder
+from gpu_decoder.ising.predecoder import NetworkPredecoder
+from gpu_decoder.ising.tensors import Layout
+from gpu_decoder.ising.weights import Weights, find_weights, load_weights
+from gpu_decoder.protocol import Backend, Precision
+from gpu_decoder.runtime.build import build_runtime
+
+DISTANCES = (5, 7, 9)
+BATCH = 256
+_P = 3.0e-3
+
+
+@dataclass(frozen=True, slots=True)
+class PredecoderRow:
+    """One distance; times in microseconds of processor time per shot.
+
+    ``ratio`` = whole graph / network alone, one shot. ``gain`` = rate of the batch / rate of one
+    shot at a time, whole graph; ``gain_decoder`` = the same of the whole decoder.
+    """
+
+    distance: int
+    graph_us: float
+    network_us: float
+    ratio: float
+    batch_us: float
+    gain: float
+    decoder_us: float
+    decoder_batch_us: float
+    gain_decoder: float
+
+
+def bench_predecoder(
+    distances: Sequence[int] = DISTANCES,
+    *,
+    weights: str = "",
+    model_id: str = "hil-48x6",
+    backend: Literal["ort_cpu", "openvino"] = "ort_cpu",
+    repeats: int = 15,
+) -> list[PredecoderRow]:
+    """Measure all rows.
+
+    Args:
+        distances: code distances; rounds = distance, p = 0.003, basis X.
+        weights: file or shipped name; empty for random weights of ``model_id``.
+        model_id: architecture of the random weights.
+        backend: runtime, fp32.
+        repeats: alternations; the median counts.
+
+    Raises:
+        WeightsError: the weights cannot be used.
+        RuntimeUnavailable: the runtime is not installed.
+    """
+    network = load_weights(find_weights(weights)) if weights else _random(model_id)
+    return [_row(d, network, Backend[backend.upper()], repeats) for d in distances]
+
+
+def _row(distance: int, weights: Weights, backend: Backend, repeats: int) -> PredecoderRow:
+    layout = Layout(geometry(distance, "XV"), distance, "X")
+    circuit = memory_circuit(layout.geometry, distance, "X", Ising25.from_p(_P))
+    dem = circuit.detector_error_model(decompose_errors=True, approximate_disjoint_errors=True)
+    shots_b8 = circuit.compile_detector_sampler(seed=3).sample(BATCH, bit_packed=True)
+    dets = np.unpackbits(shots_b8, axis=1, bitorder="little", count=layout.n_detectors)
+    model = build_onnx(weights, layout, 2.0, 2.0)
+    runtime = build_runtime(backend, model, Precision.FP32)
+    decoder = IsingDecoder(str(dem), NetworkPredecoder(runtime, read_info(model), layout))
+    one, grid = dets[:1].copy(), layout.network_input(dets[:1])
+    bare = _BARE[backend](build_network_onnx(weights, layout))
+    calls = max(1, 4 * 5**3 // distance**3)  # the same processor time per figure at all distances
+    times: dict[str, list[float]] = {
+        name: [] for name in ("graph", "network", "batch", "decoder", "decoder_batch")
+    }
+    for k in range(repeats + 1):  # the first warms up
+        spent = {
+            "graph": _spent(lambda: runtime.run(one), 8 * calls),
+            "network": _spent(lambda: bare(grid), 8 * calls),
+            "batch": _spent(lambda: runtime.run(dets), 1) / BATCH,
+            "decoder": _spent(lambda: decoder.decode_one(shots_b8[0]), 8 * calls),
+            "decoder_batch": _spent(lambda: decoder.decode_batch(shots_b8), 1) / BATCH,
+        }
+        for name, value in spent.items():
+            times[name] += [value * 1e6] if k else []
+
+    def ratio(upper: str, lower: str) -> float:
+        return median(a / b for a, b in zip(times[upper], times[lower], strict=True))
+
+    return PredecoderRow(
+        distance=distance,
+        graph_us=median(times["graph"]),
+        network_us=median(times["network"]),
+        ratio=ratio("graph", "network"),
+        batch_us=median(times["batch"]),
+        gain=ratio("graph", "batch"),
+        decoder_us=median(times["decoder"]),
+        decoder_batch_us=median(times["decoder_batch"]),
+        gain_decoder=ratio("decoder", "decoder_batch"),
+    )
+
+
+def _spent(call: Callable[[], object], times: int) -> float:
+    """Processor seconds of one call."""
+    begin = time.process_time()
+    for _ in range(times):
+        call()
+    return (time.process_time() - begin) / times
+
+
+def _random(model_id: str) -> Weights:
+    rng, net = np.random.default_rng(3), architecture(model_id)
+    layers = tuple(
+        (
+            (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32),
+            np.zeros(shape[0], dtype=np.float32),
+        )
+        for shape in net.shapes
+    )
+    return Weights(net, layers, "fp32")
+
+
+def _bare_ort(model: bytes) -> Callable[[Any], object]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda grid: session.run(None, {"grid": grid})
+
+
+def _bare_openvino(model: bytes) -> Callable[[Any], object]:
+    from gpu_decoder.runtime.openvino import compile_on_cpu
+
+    request = compile_on_cpu(model, Precision.FP32, threads=1).create_infer_request()
+    return lambda grid: request.infer([grid], share_inputs=True)
+
+
+_BARE = {Backend.ORT_CPU: _bare_ort, Backend.OPENVINO: _bare_openvino}
+
+
+def as_data(rows: Sequence[PredecoderRow], backend: str) -> dict[str, object]:
+    """JSON form of ``bench_predecoder``."""
+    return {
+        "bench": "predecoder",
+        "backend": backend,
+        "precision": "fp32",
+        "threads": 1,
+        "p": _P,
+        "batch": BATCH,
+        "rows": [asdict(row) for row in rows],
+    }
