@@ -42,7 +42,7 @@ def joined(batches: list[Shots], name: str) -> U8Array:
     st.integers(0, 2**32), st.integers(0, 40), st.floats(0, 1),
     st.sampled_from(EXPERIMENTS), st.integers(1, 2_000),
 )  # fmt: skip
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_samples(seed: int, n: int, density: float, experiment: Experiment, batch: int) -> None:
     bits = random_bits(seed, n, experiment.n_detectors + 1, density)
     written = Shots(pack(bits[:, :-1]), pack(bits[:, -1:]))
@@ -60,7 +60,7 @@ def test_samples(seed: int, n: int, density: float, experiment: Experiment, batc
 
 
 @given(st.integers(0, 2**32), st.integers(1, 30), st.integers(1, 40), st.integers(0, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_dets_are_those_of_stim(seed: int, n: int, n_detectors: int, n_observables: int) -> None:
     bits = random_bits(seed, n, n_detectors + n_observables, 0.3)
     batch = Shots(pack(bits[:, :n_detectors]), pack(bits[:, n_detectors:]))
@@ -80,7 +80,7 @@ def test_dets_are_those_of_stim(seed: int, n: int, n_detectors: int, n_observabl
     st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 30), st.integers(1, 9),
     st.booleans(), st.booleans(), st.integers(1, 300), st.integers(1, 41),
 )  # fmt: skip
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_binary(
     seed: int, n: int, d: int, o: int, predicted: bool, predecoded: bool, batch: int, chunk: int
 ) -> None:
@@ -133,7 +133,7 @@ def columns(shots: Shots) -> tuple[U8Array | None, ...]:
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_mutated_dets_are_read_or_refused(data: st.DataObject) -> None:
     """Whatever is not refused is what the lines say, by a reader of one line at a time."""
     text = bytearray(b"shot D0 D3\nshot D8 L0\nshot\n")

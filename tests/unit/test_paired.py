@@ -90,7 +90,7 @@ def test_holm() -> None:
 
 def test_the_upper_bound_covers() -> None:
     """Coverage of the one-sided 95 % bound; false alarm of this test: see FALSE_ALARM."""
-    trials, n, worse, better = 4_000, 20_000, 0.0011, 0.0009
+    trials, n, worse, better = 2_000, 20_000, 0.0011, 0.0009
     counts = generator(5, "paired").multinomial(n, [worse, better, 1 - worse - better], trials)
     covered = sum(tango(int(b), int(c), n, 0.95).upper >= worse - better for b, c, _ in counts)
     # The bound is asymptotic: 94 % is what is claimed.
