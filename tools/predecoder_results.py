@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from gpu_decoder.ising.weights import SHIPPED, load_weights
 from gpu_decoder.protocol import Backend
 from hil.errors import HilError
 from hil.run.trial import run as trial
-from hil.run.trial.cells import Tally, chosen_cells, subject
+from hil.run.trial.cells import Cell, Tally, chosen_cells, subject
 from hil.run.trial.result import (
     CHOICE_CONFIDENCE,
     CONFIDENCE,
@@ -35,7 +37,7 @@ from hil.verdict.judge import Verdict
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "predecoder-results.md"
 
-HEAD = f"""\
+HEAD = """\
 # Shipped networks on trial
 
 Written by `python tools/predecoder_results.py` (`make soak` runs it); own weights:
@@ -43,36 +45,44 @@ Written by `python tools/predecoder_results.py` (`make soak` runs it); own weigh
 and the chain network + plain PyMatching on the *same* shots.
 
 * worse / better: shots that only the chain, or only plain matching, gets wrong.
-* upper bound: one-sided {100 * CONFIDENCE:.0f} % bound (Tango) of the chain's error rate minus plain matching's, this
-  cell alone, as a share of plain matching's rate. Margin: {100 * MARGIN:.0f} % of that rate as observed.
+* upper bound: one-sided bound (Tango, CONFIDENCE) of the chain's error rate minus plain matching's,
+  this cell alone, as a share of plain matching's rate. The margin is MARGIN of that rate as
+  observed.
 * Holm p: of "inferior by the margin or more", adjusted over the cells of the table. PASS: at most
-  {1 - CONFIDENCE:.2f}. FAIL: inferior beyond the margin at {100 * CONFIDENCE:.0f} %, this cell alone. Else INCONCLUSIVE.
+  ALPHA. FAIL: inferior beyond the margin at CONFIDENCE, this cell alone. Else INCONCLUSIVE.
 * against plain: exact McNemar, two-sided, Holm over the cells.
 * density: fired detectors before, over those left. Detectors of the other basis in the last round
   count nowhere, as the reference drops them undecoded. ratio: left by the isolated-pair rule, over
-  left by the network; goal {DENSITY_GOAL}.
+  left by the network; goal DENSITY_GOAL.
 * matching time: CPU time of plain matching on raw detectors, over that on what is left, both in
   batches in the same process. The network's own time is not in it.
 * LER correlated: correlated PyMatching alone, for comparison.
 
-The threshold of a network is the smallest one whose difference, bounded from above at
-{100 * CHOICE_CONFIDENCE:.0f} % with both noises and bases pooled, is within the margin for every (d, p); shots of
-this choice are never judged on.
+The threshold of a network is the smallest one whose difference, bounded from above at CHOICE with
+both noises and bases pooled, is within the margin for every (d, p); shots of this choice are never
+judged on.
 """
+
+NUMBERS = {
+    "CONFIDENCE": f"{CONFIDENCE:.0%}",
+    "MARGIN": f"{MARGIN:.0%}",
+    "ALPHA": f"{1 - CONFIDENCE:.2f}",
+    "DENSITY_GOAL": f"{DENSITY_GOAL:g}",
+    "CHOICE": f"{CHOICE_CONFIDENCE:.0%}",
+}
+"""Words of the head and what the code says they are."""
 
 
 def summary(rows: Sequence[Row]) -> str:
     """What a reader should know first, lost cells by name."""
     lost = [f"{row.cell.name} ({row.verdict})" for row in rows if row.verdict != Verdict.PASS]
     thin = [row.cell.name for row in rows if row.density_ratio < DENSITY_GOAL]
-    sums: dict[str, int] = {}
-    for row in rows:
-        sums[row.compared] = sums.get(row.compared, 0) + 1
+    sums = Counter(row.compared for row in rows)
     return _paragraph(
         f"Not inferior in {len(rows) - len(lost)} of {len(rows)} cells; not shown in:"
         f" {', '.join(lost) or 'none'}.",
-        f"Against plain matching: better in {sums.get('better', 0)}, worse in"
-        f" {sums.get('worse', 0)}, no significant difference in {sums.get('equal', 0)}.",
+        f"Against plain matching: better in {sums['better']}, worse in"
+        f" {sums['worse']}, no significant difference in {sums['equal']}.",
         f"Density at least {DENSITY_GOAL} times that of the isolated-pair rule in"
         f" {len(rows) - len(thin)} of {len(rows)} cells; not in: {', '.join(thin) or 'none'}.",
     )
@@ -84,7 +94,9 @@ def section(weights: Path, options: argparse.Namespace) -> str:
     backend = Backend[options.runtime.upper()]
     work = options.work / weights.stem
 
-    def run(names: dict[str, tuple[float | None, float | None]], purpose: str, share: float):  # noqa: ANN202
+    def run(
+        names: Mapping[str, tuple[float | None, float | None]], purpose: str, share: float
+    ) -> dict[Cell, Tally]:
         return trial.run_trial(
             subject(str(weights), names, backend=backend),
             trial.shots_of(cells, scale=options.scale * share, shots=None),
@@ -92,7 +104,7 @@ def section(weights: Path, options: argparse.Namespace) -> str:
         )  # fmt: skip
 
     grid = {f"{t:g}": (t, t) for t in trial.THRESHOLDS}
-    tallies = run(grid, "choose", trial.CHOICE_SHARE)  # type: ignore[arg-type]
+    tallies = run(grid, "choose", trial.CHOICE_SHARE)
     table, best = trial.chosen(tallies)
     if options.store and best is not None:
         trial.store_threshold(weights, best, weights)
@@ -115,7 +127,7 @@ def section(weights: Path, options: argparse.Namespace) -> str:
     )  # fmt: skip
 
 
-def _shots(tallies: dict[object, Tally]) -> str:  # type: ignore[type-arg]
+def _shots(tallies: Mapping[Cell, Tally]) -> str:
     return f"{sum(t.shots for t in tallies.values()):,}"
 
 
@@ -149,7 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HilError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return error.exit_code
-    options.page.write_text("\n".join([HEAD, *sections]))
+    head = re.sub(r"[A-Z_]{5,}", lambda m: NUMBERS.get(m[0], m[0]), HEAD)
+    options.page.write_text("\n".join([head, *sections]))
     return 0
 
 

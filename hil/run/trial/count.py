@@ -22,6 +22,11 @@ from hil.seeds import word
 BATCH: Final = 64
 """Shots per call of the network: larger ones are not faster and take more memory."""
 
+SLICE: Final = 200
+"""Shots that one input is matched before the next input has its turn."""
+
+_PLAIN: Final = ""
+
 
 class CellBench:
     """Everything that counts one cell, built once per process.
@@ -56,36 +61,44 @@ class CellBench:
             seed=word(seed, "trial", purpose, self._cell.name, number)
         )
         detectors, truth = sampler.sample(shots, separate_observables=True, bit_packed=True)
-        plain, matching_ns = self._match(detectors, truth, None)
         correlated = (self._correlated.decode_batch(detectors).predictions_b8 != truth)[:, 0]
         parts = [self._network(detectors[k : k + BATCH]) for k in range(0, shots, BATCH)]
         answers = {name: _joined([part[name] for part in parts]) for name in parts[0]}
         answers[PAIR_RULE] = self._rule.predecode(detectors)
+        left = {name: answer.residual_b8 for name, answer in answers.items()}
+        matched, spent = self._match({_PLAIN: detectors, **left})
+        plain = matched[_PLAIN] != truth[:, 0]
         chains = {}
         for name, answer in answers.items():
-            wrong, spent = self._match(answer.residual_b8, truth, answer.pre_l)
+            wrong = (matched[name] ^ answer.pre_l) != truth[:, 0]
             chains[name] = Chain(
                 failures=int(wrong.sum()),
                 worse=int((wrong & ~plain).sum()),
                 better=int((plain & ~wrong).sum()),
                 events=self._events(answer.residual_b8),
-                matching_ns=spent,
+                matching_ns=spent[name],
             )
         return Tally(
-            shots, int(plain.sum()), int(correlated.sum()), self._events(detectors), matching_ns,
-            chains,
+            shots, int(plain.sum()), int(correlated.sum()), self._events(detectors),
+            spent[_PLAIN], chains,
         )  # fmt: skip
 
-    def _match(
-        self, detectors: U8Array, truth: U8Array, frame: U8Array | None
-    ) -> tuple[np.ndarray, int]:
-        """Which shots plain matching gets wrong, bool [n], and its CPU time."""
-        begin = time.process_time_ns()
-        answer = self._plain.decode_batch(detectors).predictions_b8[:, 0]
-        spent = time.process_time_ns() - begin
-        if frame is not None:
-            answer = answer ^ frame
-        return answer != truth[:, 0], spent
+    def _match(self, inputs: Mapping[str, U8Array]) -> tuple[dict[str, U8Array], dict[str, int]]:
+        """Plain matching of several inputs in turn, slice by slice, so that all share the weather.
+
+        Returns:
+            Flip of the observable, uint8 [n], and CPU time in nanoseconds, by name.
+        """
+        answers: dict[str, list[U8Array]] = {name: [] for name in inputs}
+        spent = dict.fromkeys(inputs, 0)
+        shots = len(next(iter(inputs.values())))
+        for k in range(0, shots, SLICE):
+            for name, detectors in inputs.items():
+                begin = time.thread_time_ns()
+                batch = self._plain.decode_batch(detectors[k : k + SLICE])
+                spent[name] += time.thread_time_ns() - begin
+                answers[name].append(batch.predictions_b8[:, 0])
+        return {name: np.concatenate(parts) for name, parts in answers.items()}, spent
 
     def _events(self, detectors_b8: U8Array) -> int:
         return int(np.bitwise_count(detectors_b8 & self._seen).sum())
