@@ -6,7 +6,8 @@
 * ``clean``: 1e8 rounds without a fault in ``mil``: no alarm, flat memory;
 * ``crash``: SIGKILL of every process of a run at 20 random moments each;
 * ``fuzz``: 1e6 mutated frames through the node's door;
-* ``bench``: ``hil bench model``, all ratios.
+* ``bench``: ``hil bench model``, all ratios;
+* ``predecoder``: shipped networks against plain matching (page: ``docs/predecoder-results.md``).
 """
 
 from __future__ import annotations
@@ -208,12 +209,20 @@ def _row(row: dict[str, float]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
+def predecoder() -> str:
+    """The trial of the shipped networks, which writes a page of its own."""
+    done = subprocess.run([sys.executable, ROOT / "tools" / "predecoder_results.py"], check=False)
+    ended = f"`tools/predecoder_results.py` ended with exit {done.returncode}:"
+    return _paragraph(ended, "see [predecoder-results.md](predecoder-results.md).")
+
+
 SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "memory": ("1e7 rounds, virtual, record level shots", memory),
     "clean": ("1e8 clean rounds", clean),
     "crash": ("Killed at random moments", crashes),
     "fuzz": ("Hostile frames", fuzzed),
     "bench": ("Speed of the model", bench),
+    "predecoder": ("Shipped networks on trial", predecoder),
 }
 """Name -> title and what makes the body, in the order of the page."""
 

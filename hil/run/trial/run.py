@@ -1,0 +1,85 @@
+"""The two trials: judge weights as they are, choose their threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from gpu_decoder.ising.weights import load_weights, save_weights
+from gpu_decoder.runtime.protocol import RuntimeUnavailable
+from hil.errors import MissingExtraError, UsageError
+from hil.run.trial.campaign import Plan, hours, run_campaign
+from hil.run.trial.cells import Cell, Subject, Tally
+from hil.run.trial.result import Choice, Row, choices, judge
+
+CHAIN: Final = "network"
+"""Name of the chain that is judged."""
+
+THRESHOLDS: Final = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+"""Thresholds to choose from, equal for data and measurement channels."""
+
+CHOICE_SHARE: Final = 0.25
+"""Shots that a threshold is chosen on, as a share of those it is judged on."""
+
+
+def run_trial(
+    subject: Subject,
+    shots: Mapping[Cell, int],
+    purpose: str,
+    work: Path,
+    *,
+    processes: int,
+    seed: int,
+    tell: Callable[[str], None],
+) -> dict[Cell, Tally]:
+    """Say how long it will take, then count.
+
+    Raises:
+        MissingExtraError: the runtime is not installed.
+        RigError: see ``run_campaign``.
+    """
+    plan = Plan(subject, shots, purpose, seed)
+    try:
+        estimate = hours(plan, processes)
+    except (RuntimeUnavailable, ImportError) as error:
+        raise MissingExtraError("the runtime is not installed", got=str(error)) from error
+    tell(
+        f"{sum(shots.values()):,} shots in {len(shots)} cells, {processes} processes: about "
+        f"{estimate:.1f} hours if nothing is counted yet"
+    )
+    return run_campaign(plan, work, processes=processes, tell=tell)
+
+
+def shots_of(cells: Sequence[Cell], *, scale: float, shots: int | None) -> dict[Cell, int]:
+    """Shots of each cell: as stated by the cell times ``scale``, or ``shots``."""
+    return {cell: shots or max(1, round(cell.shots * scale)) for cell in cells}
+
+
+def judged(tallies: Mapping[Cell, Tally]) -> list[Row]:
+    """Rows of a trial of purpose ``judge``."""
+    return judge(tallies, CHAIN)
+
+
+def chosen(tallies: Mapping[Cell, Tally]) -> tuple[list[Choice], float | None]:
+    """All thresholds of a trial of purpose ``choose``, and the smallest allowed one if any is."""
+    found = choices(tallies)
+    return found, next((float(choice.name) for choice in found if choice.allowed), None)
+
+
+def store_threshold(weights: Path, threshold: float, out: Path) -> str:
+    """Write the weights with a threshold; SHA-256 of the new file.
+
+    Raises:
+        UsageError: ``out`` exists and is another file, or cannot be written.
+    """
+    if out.exists() and not out.samefile(weights):
+        raise UsageError("exists already", where=str(out), fix="remove it or name another file")
+    loaded = load_weights(weights)
+    text = repr(float(threshold))
+    metadata = {**loaded.metadata, "threshold_data": text, "threshold_syndrome": text}
+    try:
+        return save_weights(out, replace(loaded, metadata=metadata))
+    except OSError as error:
+        raise UsageError("cannot be written", where=str(out), got=str(error)) from error
