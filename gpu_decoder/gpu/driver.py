@@ -12,7 +12,7 @@ import ctypes
 from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from enum import IntEnum
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from gpu_decoder.runtime.protocol import RuntimeUnavailable
 
@@ -136,8 +136,8 @@ class Driver:
         DriverError: another call failed.
     """
 
-    def __init__(self, ordinal: int = 0, library: Any = None) -> None:
-        self._library = _load() if library is None else library
+    def __init__(self, ordinal: int = 0, library: object = None) -> None:
+        self._library: Any = _load() if library is None else library
         for name, types in CALLS.items():
             try:
                 function = getattr(self._library, name)
@@ -196,7 +196,7 @@ class Driver:
         """Give the context back; whatever was made in it must be gone."""
         self.call("cuDevicePrimaryCtxRelease_v2", self.ordinal)
 
-    def __enter__(self) -> Driver:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -55,9 +55,7 @@ class Kernels:
         try:
             for name in KERNELS:
                 function = c_void_p()
-                driver.call(
-                    "cuModuleGetFunction", byref(function), self._module, name.encode()
-                )
+                driver.call("cuModuleGetFunction", byref(function), self._module, name.encode())
                 self._functions[name] = function
         except RuntimeError:
             self.close()
@@ -91,7 +89,9 @@ class Kernels:
         """Unload them."""
         self._driver.call("cuModuleUnload", self._module)
 
-    def _launch(self, name: str, stream: Stream, threads: int, *arguments: c_uint | c_uint64) -> None:
+    def _launch(
+        self, name: str, stream: Stream, threads: int, *arguments: c_uint | c_uint64
+    ) -> None:
         pointers = (c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
         blocks = -(-threads // BLOCK_THREADS)
         self._driver.call(

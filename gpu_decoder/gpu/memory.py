@@ -69,7 +69,7 @@ class PinnedBuffer:
         driver.call("cuMemHostAlloc", byref(address), nbytes, 0)
         self.address = address.value or 0
         raw = (ctypes.c_uint8 * nbytes).from_address(self.address)
-        self.array: U8Array = np.frombuffer(raw, dtype=np.uint8)
+        self.array: U8Array = np.frombuffer(memoryview(raw), dtype=np.uint8)
         self.array[:] = 0
 
     def close(self) -> None:
@@ -115,9 +115,7 @@ class ReceiveMemory:
         with ExitStack() as undo:
             driver.call("cuMemCreate", byref(handle), self.nbytes, byref(kind), 0)
             undo.callback(driver.call, "cuMemRelease", handle)
-            driver.call(
-                "cuMemAddressReserve", byref(address), self.nbytes, granule.value, 0, 0
-            )
+            driver.call("cuMemAddressReserve", byref(address), self.nbytes, granule.value, 0, 0)
             self.address = address.value
             undo.callback(driver.call, "cuMemAddressFree", self.address, self.nbytes)
             driver.call("cuMemMap", self.address, self.nbytes, 0, handle, 0)

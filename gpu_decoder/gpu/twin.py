@@ -23,7 +23,8 @@ def form_detectors(memory: U8Array, message_at: U64Array, table: DetectorTable) 
     bits = memory[at] >> (table.row_bit & 7).astype(np.uint8) & 1
     sums = np.zeros((len(message_at), bits.shape[1] + 1), dtype=np.uint8)
     np.cumsum(bits, axis=1, dtype=np.uint8, out=sums[:, 1:])  # modulo 256 keeps the parity
-    return (sums[:, table.row_start[1:]] - sums[:, table.row_start[:-1]]) & 1
+    parity: U8Array = sums[:, table.row_start[1:]] - sums[:, table.row_start[:-1]]
+    return parity & np.uint8(1)
 
 
 def pack_output(output: U8Array) -> tuple[U8Array, U8Array, U8Array]:
@@ -36,5 +37,6 @@ def pack_output(output: U8Array) -> tuple[U8Array, U8Array, U8Array]:
         uint8 [n, ceil(N/8)] residual, LSB first; uint8 [n] flips of the observable; uint8 [n] 1
         where a value of the shot is neither 0 nor 1.
     """
-    residual = np.packbits(output[:, 1:] & 1, axis=1, bitorder="little")
-    return residual, output[:, 0].copy(), (output > 1).any(axis=1).astype(np.uint8)
+    residual = np.packbits(output[:, 1:] & np.uint8(1), axis=1, bitorder="little")
+    invalid: U8Array = (output.max(axis=1) > 1).astype(np.uint8)
+    return residual, output[:, 0].copy(), invalid

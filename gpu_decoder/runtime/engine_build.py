@@ -14,7 +14,7 @@ from functools import lru_cache
 from types import ModuleType
 from typing import Any, Final, cast
 
-from gpu_decoder.ising.onnx_model import INPUT, OUTPUT
+from gpu_decoder.ising.onnx_model import INPUT
 from gpu_decoder.protocol import Precision, Reason
 from gpu_decoder.runtime.protocol import EngineError, RuntimeUnavailable
 from gpu_decoder.runtime.tensorrt_api import (
@@ -70,7 +70,7 @@ def build_plan(
             cannot be parsed (the message names the node) or built.
         RuntimeUnavailable: the product does not know this GPU.
     """
-    log = _log(trt)
+    log = engine_log(trt)
     log.lines.clear()
     builder: Builder = trt.Builder(log)
     network = builder.create_network(network_flags(trt))
@@ -130,10 +130,8 @@ def network_precision(trt: ModuleType, network: Network) -> tuple[Precision, int
         trt.DataType.FP8: Precision.FP8,
     }  # fmt: skip
     layers = [network.get_layer(i) for i in range(network.num_layers)]
-    maker = {
-        layer.get_output(k).name: layer for layer in layers for k in range(layer.num_outputs)
-    }
-    found: Counter[Any] = Counter()
+    maker = {layer.get_output(k).name: layer for layer in layers for k in range(layer.num_outputs)}
+    found: Counter[object] = Counter()
     for layer in layers:
         if layer.type == trt.LayerType.CONVOLUTION:
             found[_input_format(trt, layer, maker)] += 1
@@ -173,7 +171,7 @@ def _aim(
 
 
 @lru_cache(maxsize=2)
-def _log(trt: ModuleType) -> Any:  # noqa: ANN401 - its base class is known at run time only
+def engine_log(trt: ModuleType) -> Any:  # noqa: ANN401 - its base class is known at run time only
     """The log of a product: one per process, as TensorRT keeps the first it is given."""
 
     class Log(trt.ILogger):  # type: ignore[misc, name-defined]
@@ -183,7 +181,7 @@ def _log(trt: ModuleType) -> Any:  # noqa: ANN401 - its base class is known at r
             trt.ILogger.__init__(self)
             self.lines: list[str] = []
 
-        def log(self, severity: Any, message: str) -> None:
+        def log(self, severity: object, message: str) -> None:
             """Called by TensorRT, from any thread."""
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
                 self.lines = [*self.lines[1 - _LOG_LINES :], message]
@@ -193,9 +191,3 @@ def _log(trt: ModuleType) -> Any:  # noqa: ANN401 - its base class is known at r
             return "; ".join(self.lines) or "no reason was given"
 
     return Log()
-
-
-engine_log = _log
-"""The log object of a product, to be passed on wherever TensorRT wants one."""
-
-__all__ = ["OUTPUT", "Plan", "build_plan", "engine_log", "network_flags", "network_precision"]

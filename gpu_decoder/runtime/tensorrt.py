@@ -6,7 +6,7 @@ from functools import partial
 from typing import Final
 
 from gpu_decoder.protocol import Backend
-from gpu_decoder.runtime.engine_run import EngineRuntime
+from gpu_decoder.runtime.engine import EngineRuntime
 from gpu_decoder.runtime.tensorrt_api import Product
 
 TENSORRT: Final = Product(
