@@ -12,8 +12,13 @@ from gpu_decoder.gpu.driver import Driver
 WARM_UPS: Final = 3
 """Plain runs before a capture: lazy loading and first-use allocations may not happen inside it."""
 
-_NON_BLOCKING: Final = 1  # CU_STREAM_NON_BLOCKING
-_THREAD_LOCAL: Final = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+_NON_BLOCKING: Final = 1
+_THREAD_LOCAL: Final = 1
+NUMBERS: Final = {
+    "CU_STREAM_NON_BLOCKING": _NON_BLOCKING,
+    "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL": _THREAD_LOCAL,
+}
+"""Names in cuda.h of the numbers above."""
 
 
 class Stream:

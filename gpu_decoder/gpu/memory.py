@@ -2,7 +2,7 @@
 
 Receive memory is an allocation of its own, in whole granules of the device (the CUDA virtual memory
 calls): neither a pool nor another buffer shares its pages, so registering it as a dma-buf exposes
-nothing else. Numbers: enums of cuda.h.
+nothing else.
 """
 
 from __future__ import annotations
@@ -24,15 +24,27 @@ from gpu_decoder.gpu.driver import (
 from gpu_decoder.protocol import U8Array
 from gpu_decoder.runtime.protocol import RuntimeUnavailable
 
-_PINNED: Final = 1  # CU_MEM_ALLOCATION_TYPE_PINNED
-_ON_DEVICE: Final = 1  # CU_MEM_LOCATION_TYPE_DEVICE
-_READ_WRITE: Final = 3  # CU_MEM_ACCESS_FLAGS_PROT_READWRITE
+_PINNED: Final = 1
+_ON_DEVICE: Final = 1
+_READ_WRITE: Final = 3
 _GRANULARITY_MINIMUM: Final = 0
-_DMA_BUF_FD: Final = 1  # CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD
-_ORDERED_FOR_OWNER: Final = 100  # CU_GPU_DIRECT_RDMA_WRITES_ORDERING_OWNER, ALL_DEVICES is 200
-_FLUSH_BY_HOST: Final = 1  # CU_FLUSH_GPU_DIRECT_RDMA_WRITES_OPTION_HOST
-_CURRENT_CONTEXT: Final = 0  # CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TARGET_CURRENT_CTX
-_TO_OWNER: Final = 100  # CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TO_OWNER
+_DMA_BUF_FD: Final = 1
+_ORDERED_FOR_OWNER: Final = 100
+_FLUSH_BY_HOST: Final = 1
+_CURRENT_CONTEXT: Final = 0
+_TO_OWNER: Final = 100
+NUMBERS: Final = {
+    "CU_MEM_ALLOCATION_TYPE_PINNED": _PINNED,
+    "CU_MEM_LOCATION_TYPE_DEVICE": _ON_DEVICE,
+    "CU_MEM_ACCESS_FLAGS_PROT_READWRITE": _READ_WRITE,
+    "CU_MEM_ALLOC_GRANULARITY_MINIMUM": _GRANULARITY_MINIMUM,
+    "CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD": _DMA_BUF_FD,
+    "CU_GPU_DIRECT_RDMA_WRITES_ORDERING_OWNER": _ORDERED_FOR_OWNER,
+    "CU_FLUSH_GPU_DIRECT_RDMA_WRITES_OPTION_HOST": _FLUSH_BY_HOST,
+    "CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TARGET_CURRENT_CTX": _CURRENT_CONTEXT,
+    "CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TO_OWNER": _TO_OWNER,
+}
+"""Names in cuda.h of the numbers above."""
 
 
 class DeviceBuffer:
