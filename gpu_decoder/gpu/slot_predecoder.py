@@ -67,6 +67,7 @@ class SlotPredecoder:
                 f"the table forms {table.n_detectors} detectors, the circuit has "
                 f"{layout.n_detectors}"
             )
+        table.check_messages(np.zeros((1, len(table.pieces)), dtype=np.uint64), memory.nbytes)
         self._driver, self._memory, self._table = driver, memory, table
         boundary = np.arange(layout.n_detectors) >= layout.n_detectors - layout.geometry.half
         self._boundary_b8 = np.packbits(boundary, bitorder="little")

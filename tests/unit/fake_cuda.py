@@ -89,7 +89,9 @@ class FakeCuda:
     def covers(self, address: int | None, nbytes: int) -> bool:
         """Whether a range lies inside one live allocation."""
         start = address or 0
-        return any(a <= start and start + nbytes <= a + size for a, (size, _) in self._blocks.items())
+        return any(
+            a <= start and start + nbytes <= a + size for a, (size, _) in self._blocks.items()
+        )
 
     def _take(self, kind: str, out: ctypes._Pointer, nbytes: int, align: int = 256) -> int:
         if self._capturing is not None:

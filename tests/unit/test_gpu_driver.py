@@ -82,7 +82,7 @@ def test_writes_are_flushed_only_where_the_device_does_not_order_them(
     cuda = FakeCuda()
     cuda.attributes |= {ORDERING: ordering, FLUSH_OPTIONS: options}
     if flushes is None:
-        with pytest.raises(RuntimeUnavailable, match="neither orders writes .* nor flushes"):
+        with pytest.raises(RuntimeUnavailable, match=r"neither orders writes .* nor flushes"):
             _receive(cuda)
     else:
         _receive(cuda)
@@ -169,7 +169,9 @@ def test_every_call_that_fails_is_named_and_nothing_stays_allocated(
     cuda = FakeCuda()
     cuda.attributes[ORDERING] = 0
     cuda.fail[call] = OUT_OF_MEMORY
-    with pytest.raises(DriverError, match=rf"{call} failed: CUDA_ERROR_OUT_OF_MEMORY \(2\)") as seen:
+    with pytest.raises(
+        DriverError, match=rf"{call} failed: CUDA_ERROR_OUT_OF_MEMORY \(2\)"
+    ) as seen:
         scenario(cuda)
     assert (seen.value.call, seen.value.code) == (call, OUT_OF_MEMORY)
     assert not +cuda.live
@@ -184,7 +186,7 @@ def test_work_that_may_not_be_captured_fails_and_the_capture_is_ended() -> None:
         def enqueue() -> None:
             captured.append(DeviceBuffer(driver, 1))
 
-        with pytest.raises(DriverError, match="cuMemAlloc_v2 failed: .*CAPTURE_UNSUPPORTED"):
+        with pytest.raises(DriverError, match=r"cuMemAlloc_v2 failed: .*CAPTURE_UNSUPPORTED"):
             CapturedGraph(driver, stream, enqueue)
         stream.synchronize()  # not capturing any more
         for buffer in captured:
@@ -199,7 +201,7 @@ def test_a_failure_on_the_device_is_raised_where_it_is_waited_for() -> None:
     with Driver(library=cuda) as driver:
         stream = Stream(driver)
         driver.call("cuMemsetD8Async", 4096, 0, 16, stream.handle)
-        with pytest.raises(DriverError, match="cuStreamSynchronize .*ILLEGAL_ADDRESS"):
+        with pytest.raises(DriverError, match=r"cuStreamSynchronize .*ILLEGAL_ADDRESS"):
             stream.synchronize()
 
 

@@ -157,7 +157,9 @@ def test_messages_of_a_circuit_become_its_detectors(
     """Raw measurements, or detectors, of each round in RPC messages in slots of two rings."""
     circuit = memory_circuit(geometry(3, "ZH"), 4, "Z", IsingScalar(0.02))
     measured = circuit.compile_sampler(seed=5).sample(20)
-    wanted = circuit.compile_m2d_converter().convert(measurements=measured, append_observables=False)
+    wanted = circuit.compile_m2d_converter().convert(
+        measurements=measured, append_observables=False
+    )
     record = measured if payload == "measurements" else wanted
     sizes = [8, 8, 8, record.shape[1] - 24]
     rows = measurement_rows(circuit) if payload == "measurements" else None
@@ -200,7 +202,7 @@ def test_tables_and_offsets_that_cannot_be_are_refused() -> None:
     table = detector_table([Piece(9, 100), Piece(1, 0)])
     table.check_messages(np.array([[398, 499]], dtype=np.uint64), 500)
     for at in ([[399, 0]], [[0, 500]], [[2**64 - 1, 0]]):
-        with pytest.raises(ValueError, match="of shot 0 .* the receive memory has 500"):
+        with pytest.raises(ValueError, match=r"of shot 0 .* the receive memory has 500"):
             table.check_messages(np.array(at, dtype=np.uint64), 500)
     with pytest.raises(ValueError, match=r"allowed: \(shots, 2\)"):
         table.check_messages(np.zeros((1, 3), dtype=np.uint64), 500)
