@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import socket
@@ -63,11 +62,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 pytest.skip(f"needs {name}: {why}")
 
 
-def _tensorrt_rtx() -> str:
-    found = importlib.util.find_spec("tensorrt_rtx_bindings")
-    return "" if found else "the module tensorrt_rtx_bindings is not installed"
-
-
 def _nvrtc() -> str:
     from gpu_decoder.gpu.compile import nvrtc_version
 
@@ -94,7 +88,13 @@ def _gxx() -> str:
     return "" if shutil.which("g++") else "no g++ on PATH"
 
 
-CAPABILITIES |= {"tensorrt_rtx": _tensorrt_rtx, "nvrtc": _nvrtc, "cuda": _cuda, "gxx": _gxx}
+CAPABILITIES |= {
+    "tensorrt": _module("tensorrt"),
+    "tensorrt_rtx": _module("tensorrt_rtx_bindings"),
+    "nvrtc": _nvrtc,
+    "cuda": _cuda,
+    "gxx": _gxx,
+}
 
 
 @pytest.fixture(autouse=True, scope="session")

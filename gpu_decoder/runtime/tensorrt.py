@@ -13,7 +13,8 @@ TENSORRT: Final = Product(
     backend=Backend.TENSORRT,
     title="TensorRT",
     modules=("tensorrt",),
-    install="on a machine with an NVIDIA GPU: pip install tensorrt (see docs/predecoder.md)",
+    install="on a machine with an NVIDIA GPU install the package tensorrt (pip install tensorrt), "
+    "and the extra gpu (pip install 'hil[gpu]')",
     aims=False,
 )
 TensorRtRuntime = partial(EngineRuntime, TENSORRT)

@@ -17,8 +17,8 @@ TENSORRT_RTX: Final = Product(
     backend=Backend.TENSORRT_RTX,
     title="TensorRT-RTX",
     modules=("tensorrt_rtx", "tensorrt_rtx_bindings"),
-    install="pip install --no-deps tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings "
-    "(see docs/predecoder.md)",
+    install="install the packages tensorrt-rtx-cu13-bindings and -libs (extra gpu: pip install "
+    "'hil[gpu]')",
     aims=True,
 )
 TensorRtRtxRuntime = partial(EngineRuntime, TENSORRT_RTX)

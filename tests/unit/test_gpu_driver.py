@@ -9,7 +9,7 @@ from pathlib import Path
 import cuda_signatures
 import numpy as np
 import pytest
-from fake_cuda import GRANULE, NO_DEVICE, OUT_OF_MEMORY, FakeCuda
+from stand_ins.fake_cuda import GRANULE, NO_DEVICE, OUT_OF_MEMORY, FakeCuda
 
 from gpu_decoder.gpu import driver as driver_module
 from gpu_decoder.gpu.driver import Attribute, Driver, DriverError

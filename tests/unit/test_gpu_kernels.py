@@ -10,16 +10,20 @@ import ctypes
 from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
-import kernel_shim
 import numpy as np
 import pytest
 import stim
-from fake_cuda import PARAMETERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stand_ins import kernel_shim
+from stand_ins.fake_cuda import PARAMETERS, FakeCuda
 
 from gpu_decoder.gpu import twin
 from gpu_decoder.gpu.compile import KERNELS, SOURCE, CompileError, compile_cubin, kernels_cubin
+from gpu_decoder.gpu.driver import Driver
+from gpu_decoder.gpu.graph import Stream
+from gpu_decoder.gpu.kernels import DeviceTable, Kernels
+from gpu_decoder.gpu.memory import DeviceBuffer
 from gpu_decoder.gpu.slots import DetectorTable, Piece, detector_table, measurement_rows
 from gpu_decoder.ising.circuit import memory_circuit
 from gpu_decoder.ising.geometry import geometry
@@ -206,6 +210,63 @@ def test_tables_and_offsets_that_cannot_be_are_refused() -> None:
             table.check_messages(np.array(at, dtype=np.uint64), 500)
     with pytest.raises(ValueError, match=r"allowed: \(shots, 2\)"):
         table.check_messages(np.zeros((1, 3), dtype=np.uint64), 500)
+
+
+def _on_device(
+    driver: Driver, memory: np.ndarray, at: np.ndarray, table: DetectorTable, output: np.ndarray
+) -> list[np.ndarray]:
+    """Both kernels on a device: what they wrote."""
+    shots, n = len(output), output.shape[1] - 1
+    stream, kernels = Stream(driver), Kernels(driver)
+    on_device = DeviceTable(driver, stream, table)
+
+    def put(array: np.ndarray) -> DeviceBuffer:
+        buffer = DeviceBuffer(driver, array.nbytes)
+        driver.call("cuMemcpyHtoDAsync_v2", buffer.address, array.ctypes.data, array.nbytes,
+                    stream.handle)  # fmt: skip
+        return buffer
+
+    shapes = [(len(at), table.n_detectors), (shots, (n + 7) // 8), (shots,), (shots,)]
+    results = [np.full(shape, 255, dtype=np.uint8) for shape in shapes]
+    sources = [put(array) for array in (memory, at, output)]
+    sinks = [put(array) for array in results]
+    kernels.form_detectors(
+        stream, sources[0].address, sources[1].address, on_device, len(at), sinks[0].address
+    )
+    kernels.pack_output(stream, sources[2].address, n, shots, *(sink.address for sink in sinks[1:]))
+    for array, sink in zip(results, sinks, strict=True):
+        driver.call("cuMemcpyDtoHAsync_v2", array.ctypes.data, sink.address, array.nbytes,
+                    stream.handle)  # fmt: skip
+    stream.synchronize()
+    for part in (*sources, *sinks, on_device, kernels, stream):
+        part.close()
+    return results
+
+
+@pytest.mark.needs("nvrtc")
+@pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param("cuda", marks=pytest.mark.needs("cuda")),
+        pytest.param("stand-in", marks=pytest.mark.needs("gxx")),
+    ],
+)
+@pytest.mark.parametrize(("shots", "n"), [(1, 1), (3, 24), (65, 601)])
+def test_the_kernels_as_launched_equal_their_twins(device: str, shots: int, n: int) -> None:
+    """On a GPU where there is one; always through the driver's stand-in, which uses a CPU."""
+    rng = np.random.default_rng(n)
+    rows = [rng.integers(0, 900, size=rng.integers(0, 6)).tolist() for _ in range(n)]
+    table = detector_table([Piece(500, 56), Piece(400, 57)], rows, rng.permutation(n).tolist())
+    memory = rng.integers(0, 256, size=1 << 16, dtype=np.uint8)
+    at = rng.integers(0, 65000, size=(shots, 2)).astype(np.uint64)
+    output = rng.integers(0, 2, size=(shots, 1 + n), dtype=np.uint8)
+    output[shots // 2, -1] = 255
+    library = None if device == "cuda" else FakeCuda(kernel_shim.build())
+    with Driver(library=library) as driver:
+        got = _on_device(driver, memory, at, table, output)
+    wanted = [twin.form_detectors(memory, at, table), *twin.pack_output(output)]
+    for mine, its in zip(got, wanted, strict=True):
+        assert np.array_equal(mine, its)
 
 
 @pytest.mark.needs("nvrtc")

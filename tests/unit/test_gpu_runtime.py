@@ -11,13 +11,12 @@ import json
 import sys
 from pathlib import Path
 
-import kernel_shim
-import network_cases
 import numpy as np
 import pytest
 import tensorrt_names
-from fake_cuda import ILLEGAL_ADDRESS, OUT_OF_MEMORY, FakeCuda
-from fake_tensorrt import FakeTensorRt
+from stand_ins import kernel_shim, network_cases
+from stand_ins.fake_cuda import ILLEGAL_ADDRESS, OUT_OF_MEMORY, FakeCuda
+from stand_ins.fake_tensorrt import FakeTensorRt
 
 from gpu_decoder.gpu.driver import Attribute, Driver, DriverError
 from gpu_decoder.gpu.memory import ReceiveMemory
@@ -208,7 +207,7 @@ def test_neither_product_takes_the_place_of_the_other(monkeypatch: pytest.Monkey
     for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"):
         monkeypatch.setitem(sys.modules, name, None)
     api.load.cache_clear()
-    with pytest.raises(RuntimeUnavailable, match=r"TensorRT-RTX is not usable .*--no-deps"):
+    with pytest.raises(RuntimeUnavailable, match=r"TensorRT-RTX is not usable .*extra gpu"):
         build_runtime(Backend.TENSORRT_RTX, network_cases.model(), Precision.FP16)
     api.load.cache_clear()
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import network_cases
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from stand_ins import network_cases
 
 from gpu_decoder.protocol import Precision, Reason
 from gpu_decoder.runtime import tensorrt_api as api
@@ -75,11 +75,11 @@ def test_an_engine_is_built_twice_with_equal_bytes(capability: tuple[int, int]) 
 def test_another_process_builds_equal_bytes(capability: tuple[int, int]) -> None:
     code = (
         "import sys, hashlib; sys.path[:0] = sys.argv[1].split(':'); import test_gpu_tensorrt as t;"
-        "import network_cases as n; from gpu_decoder.protocol import Precision;"
+        "from stand_ins import network_cases as n; from gpu_decoder.protocol import Precision;"
         f"plan = t._build(n.model('fp16'), Precision.FP16, {capability});"
         "print(hashlib.sha256(plan.data).hexdigest())"
     )
-    here = f"{Path(__file__).parent}:{Path(__file__).parents[2]}"
+    here = ":".join(str(Path(__file__).parents[k]) for k in range(3))
     done = subprocess.run(
         [sys.executable, "-c", code, here], capture_output=True, text=True, check=True
     )

@@ -16,7 +16,8 @@ from types import ModuleType
 import numpy as np
 import onnx
 import onnxruntime
-from fake_cuda import ILLEGAL_ADDRESS, SUCCESS, FakeCuda
+
+from stand_ins.fake_cuda import ILLEGAL_ADDRESS, SUCCESS, FakeCuda
 
 DataType = Enum("DataType", "FLOAT HALF BF16 INT8 FP8 UINT8")
 LayerType = Enum("LayerType", "CONVOLUTION DEQUANTIZE OTHER")
