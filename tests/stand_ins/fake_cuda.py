@@ -164,9 +164,9 @@ class FakeCuda:
     def _cuMemFreeHost(self, address: int) -> int:
         return self._give("pinned", address)
 
-    def _copy(self, to: int, source: int, nbytes: int, stream: int) -> int:
+    def _copy(self, to: int, source: int, nbytes: int, on_device: int) -> int:
         def task() -> int:
-            if not self.covers(to, nbytes):
+            if not self.covers(on_device, nbytes):
                 return ILLEGAL_ADDRESS
             ctypes.memmove(to, source, nbytes)
             return SUCCESS
@@ -174,10 +174,10 @@ class FakeCuda:
         return self.work(task)
 
     def _cuMemcpyHtoDAsync(self, to: int, source: int, nbytes: int, stream: int) -> int:
-        return self._copy(to, source, nbytes, stream)
+        return self._copy(to, source, nbytes, to)
 
     def _cuMemcpyDtoHAsync(self, to: int, source: int, nbytes: int, stream: int) -> int:
-        return self._copy(to, source, nbytes, stream)
+        return self._copy(to, source, nbytes, source)
 
     def _cuMemsetD8Async(self, to: int, value: int, nbytes: int, stream: int) -> int:
         def task() -> int:
