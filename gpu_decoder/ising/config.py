@@ -34,7 +34,7 @@ class PredecoderConfig:
         backend: requested runtime; ``NONE`` for a rule.
         precision: requested number format; ``NA`` for a rule.
         threads: of a CPU runtime.
-        calibration_shots: shots that int8 quantisation of ``weights`` looks at.
+        calibration_shots: shots that int8 and fp8 quantisation of ``weights`` looks at.
         calibration_seed: their seed.
     """
 
@@ -77,7 +77,7 @@ def model_bytes(config: PredecoderConfig, dem_text: str) -> bytes:
 
     Args:
         config: with ``weights`` or ``model``.
-        dem_text: of the circuit; int8 quantisation samples its calibration shots from it.
+        dem_text: of the circuit; int8 and fp8 quantisation samples its calibration shots from it.
 
     Raises:
         WeightsError: the weights cannot be used.
@@ -97,11 +97,12 @@ def model_bytes(config: PredecoderConfig, dem_text: str) -> bytes:
         weights.threshold_syndrome if syndrome_limit is None else syndrome_limit,
         "fp16" if config.precision == Precision.FP16 else "fp32",
     )
-    if config.precision == Precision.INT8:
+    if config.precision in (Precision.INT8, Precision.FP8):
         from gpu_decoder.ising.quantize import quantize_int8
+        from gpu_decoder.ising.quantize_fp8 import quantize_fp8
 
-        shots = _sample(dem_text, config.calibration_shots, config.calibration_seed)
-        return quantize_int8(data, shots)
+        quantize = quantize_int8 if config.precision == Precision.INT8 else quantize_fp8
+        return quantize(data, _sample(dem_text, config.calibration_shots, config.calibration_seed))
     return data
 
 

@@ -10,6 +10,7 @@ from gpu_decoder.ising.geometry import Basis, geometry
 from gpu_decoder.ising.network import architecture
 from gpu_decoder.ising.onnx_model import build_onnx
 from gpu_decoder.ising.quantize import quantize_int8
+from gpu_decoder.ising.quantize_fp8 import quantize_fp8
 from gpu_decoder.ising.tensors import Layout
 from gpu_decoder.ising.weights import Weights
 
@@ -33,10 +34,11 @@ def weights(seed: int = 11) -> Weights:
 
 @lru_cache(maxsize=8)
 def model(precision: str = "fp32", distance: int = 3, rounds: int = 3) -> bytes:
-    """ONNX, fp32, fp16 or int8."""
+    """ONNX, fp32, fp16, int8 or fp8."""
     shape = layout(distance, rounds)
-    if precision == "int8":
+    if precision in ("int8", "fp8"):
         rng = np.random.default_rng(3)
         dets = (rng.random((32, shape.n_detectors)) < 0.1).astype(np.uint8)
-        return quantize_int8(model("fp32", distance, rounds), dets)
+        quantize = quantize_int8 if precision == "int8" else quantize_fp8
+        return quantize(model("fp32", distance, rounds), dets)
     return build_onnx(weights(), shape, precision="fp16" if precision == "fp16" else "fp32")

@@ -15,10 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from stand_ins import network_cases
 
 from gpu_decoder.protocol import Precision, Reason
@@ -41,24 +40,6 @@ def _build(
     model: bytes, precision: Precision, capability: tuple[int, int] = (8, 9), batch: int = 8
 ) -> Plan:
     return build_plan(_rtx(), TENSORRT_RTX, model, precision, batch, N, capability)
-
-
-def _fp8(int8_model: bytes) -> bytes:
-    """The int8 model with 8-bit floats instead: same nodes, other zero points and weights."""
-    model = onnx.load_model_from_string(int8_model)
-    for node in model.graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) < 3:
-            raise AssertionError("a zero point states the type")
-    model.opset_import[0].version = 19  # the first with 8-bit floats
-    for constant in model.graph.initializer:
-        if constant.data_type == TensorProto.INT8:
-            values = numpy_helper.to_array(constant).astype(np.float32)
-            constant.CopyFrom(
-                helper.make_tensor(
-                    constant.name, TensorProto.FLOAT8E4M3FN, values.shape, values.ravel().tolist()
-                )
-            )
-    return model.SerializeToString()
 
 
 @pytest.mark.parametrize("capability", [(8, 9), (12, 0)])
@@ -91,11 +72,8 @@ def test_another_process_builds_equal_bytes(capability: tuple[int, int]) -> None
     "precision", [Precision.FP32, Precision.TF32, Precision.INT8, Precision.FP8]
 )
 def test_the_other_number_formats_build(precision: Precision) -> None:
-    held = {Precision.TF32: "fp32", Precision.FP8: "int8"}.get(precision, precision.name.lower())
-    model = network_cases.model(held)
-    if precision == Precision.FP8:
-        model = _fp8(model)
-    plan = _build(model, precision)
+    held = "fp32" if precision == Precision.TF32 else precision.name.lower()
+    plan = _build(network_cases.model(held), precision)
     assert (plan.precision, plan.convolutions) == (precision, 4)
 
 
