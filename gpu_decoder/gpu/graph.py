@@ -50,17 +50,25 @@ class CapturedGraph:
         driver: the device.
         stream: where the work goes.
         enqueue: puts the work on the stream, the same each time.
+        check_warm: called between warm-up and capture; raises if the work cannot be captured.
 
     Raises:
         DriverError: a call failed; no capture stays open and nothing stays allocated.
     """
 
-    def __init__(self, driver: Driver, stream: Stream, enqueue: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        stream: Stream,
+        enqueue: Callable[[], None],
+        check_warm: Callable[[], None] = lambda: None,
+    ) -> None:
         self._driver = driver
         self._stream = stream
         for _ in range(WARM_UPS):
             enqueue()
         stream.synchronize()
+        check_warm()
         graph, executable = c_void_p(), c_void_p()
         with ExitStack() as undo:
             driver.call("cuStreamBeginCapture_v2", stream.handle, _THREAD_LOCAL)

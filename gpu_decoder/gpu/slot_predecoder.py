@@ -118,7 +118,7 @@ class SlotPredecoder:
             driver.call("cuMemcpyDtoHAsync_v2", sink.address, answers.address, out_bytes,
                         stream.handle)  # fmt: skip
 
-        graph = CapturedGraph(driver, stream, enqueue)
+        graph = CapturedGraph(driver, stream, enqueue, lambda: execution.check_capturable(stream))
         undo.callback(graph.close)
         return graph
 

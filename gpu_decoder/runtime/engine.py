@@ -129,6 +129,16 @@ class EngineExecution:
         if self._context is None or not self._context.execute_async_v3(stream.handle):
             raise EngineError("the engine could not be enqueued", Reason.PREDECODER_ERROR)
 
+    def check_capturable(self, stream: Stream) -> None:
+        """Refuse a context that says that it cannot be captured (TensorRT-RTX can tell).
+
+        Raises:
+            EngineError: ``PREDECODER_ERROR``.
+        """
+        ask = getattr(self._context, "is_stream_capturable", None)
+        if ask is not None and not ask(stream.handle):
+            raise EngineError("the engine cannot be captured", Reason.PREDECODER_ERROR)
+
     def fingerprint(self) -> dict[str, str]:
         """What executes: the same keys as other runtimes, and those of the engine."""
         return {
@@ -210,7 +220,7 @@ class EngineRuntime:
             driver.call("cuMemcpyDtoHAsync_v2", sink.address, execution.output_address,
                         batch * (1 + n), stream.handle)  # fmt: skip
 
-        graph = CapturedGraph(driver, stream, enqueue)
+        graph = CapturedGraph(driver, stream, enqueue, lambda: execution.check_capturable(stream))
         undo.callback(graph.close)
         return graph
 

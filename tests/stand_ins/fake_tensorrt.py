@@ -141,6 +141,9 @@ class Context:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return (self.shape[0], self.engine.tensors[name].shape[1])
 
+    def is_stream_capturable(self, stream: int) -> bool:
+        return self.warm and not self.engine.trt.no_capture
+
     def execute_async_v3(self, stream_handle: int) -> bool:
         cuda, session = self.engine.cuda, self.engine.session
         (source, wide), (sink, _) = ((n, t.shape[1]) for n, t in self.engine.tensors.items())
@@ -200,7 +203,7 @@ class FakeTensorRt(ModuleType):
     Attributes:
         built: every (network, config) that was built.
         lie: added to the number of columns that an engine states.
-        no_engine, no_context, refuse: make that step fail.
+        no_engine, no_context, refuse, no_capture: make that step fail.
         spoil: changes outputs of the network.
     """
 
@@ -211,7 +214,7 @@ class FakeTensorRt(ModuleType):
     def __init__(self, cuda: FakeCuda, release: int = 11, *, rtx: bool = False) -> None:
         super().__init__("fake_tensorrt")
         self.cuda, self.built, self.lie = cuda, [], 0
-        self.no_engine = self.no_context = self.refuse = False
+        self.no_engine = self.no_context = self.refuse = self.no_capture = False
         self.spoil = lambda out: out
         self.__version__ = f"{release}.0"
         both = "EXPLICIT_BATCH STRONGLY_TYPED" if release <= 10 else "STRONGLY_TYPED"

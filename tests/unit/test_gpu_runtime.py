@@ -158,6 +158,7 @@ def test_an_engine_is_built_once_and_kept_by_all_that_matters(bench: Bench) -> N
         ({"no_engine": True}, "built no engine: no tactic", Reason.ENGINE_MISSING),
         ({"refuse": True}, "is refused: serialization version", Reason.ENGINE_MISMATCH),
         ({"no_context": True}, "no execution context", Reason.ENGINE_MISSING),
+        ({"no_capture": True}, "cannot be captured", Reason.PREDECODER_ERROR),
         ({"lie": 1}, "the engine has .* the model needs", Reason.ENGINE_MISMATCH),
     ],
 )
