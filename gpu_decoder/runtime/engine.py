@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import ExitStack
 from types import ModuleType
+from typing import cast
 
 import numpy as np
 
@@ -88,7 +89,7 @@ class EngineExecution:
         if engine is None:
             raise EngineError(f"the engine is refused: {log.tail()}", Reason.ENGINE_MISMATCH)
         _check_signature(trt, engine, self.key.batch, self.n_inputs)
-        context = engine.create_execution_context()
+        context = _context(trt, self._product, engine)
         if context is None:
             raise EngineError(f"no execution context: {log.tail()}", Reason.ENGINE_MISSING)
         self._owners = [runtime, engine]  # must outlive the context
@@ -135,8 +136,9 @@ class EngineExecution:
         Raises:
             EngineError: ``PREDECODER_ERROR``.
         """
-        ask = getattr(self._context, "is_stream_capturable", None)
-        if ask is not None and not ask(stream.handle):
+        if not self._product.aims:
+            return
+        if not cast("api.AimedContext", self._context).is_stream_capturable(stream.handle):
             raise EngineError("the engine cannot be captured", Reason.PREDECODER_ERROR)
 
     def fingerprint(self) -> dict[str, str]:
@@ -282,6 +284,21 @@ def engine_key(
         precision=precision.name,
         batch=batch,
     )
+
+
+def _context(trt: ModuleType, product: api.Product, engine: api.Engine) -> api.Context | None:
+    """An execution context; kernels that TensorRT-RTX finishes on the target are finished at once.
+
+    By default it starts with slower ones and replaces them in the background, which a captured
+    graph would not see.
+    """
+    if not product.aims:
+        return engine.create_execution_context()
+    aimed = cast("api.AimedEngine", engine)
+    config = aimed.create_runtime_config()
+    eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    config.dynamic_shapes_kernel_specialization_strategy = eager
+    return aimed.create_execution_context(config)
 
 
 def _check_signature(trt: ModuleType, engine: api.Engine, batch: int, n_inputs: int) -> None:

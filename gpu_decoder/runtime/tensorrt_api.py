@@ -138,6 +138,25 @@ class Engine(Protocol):
     def create_execution_context(self) -> Context | None: ...
 
 
+class RuntimeConfig(Protocol):
+    """``IRuntimeConfig`` of TensorRT-RTX."""
+
+    dynamic_shapes_kernel_specialization_strategy: object
+
+
+class AimedEngine(Protocol):
+    """What ``ICudaEngine`` has in TensorRT-RTX only."""
+
+    def create_runtime_config(self) -> RuntimeConfig: ...
+    def create_execution_context(self, runtime_config: RuntimeConfig) -> Context | None: ...
+
+
+class AimedContext(Protocol):
+    """What ``IExecutionContext`` has in TensorRT-RTX only."""
+
+    def is_stream_capturable(self, stream: int) -> bool: ...
+
+
 class Deserializer(Protocol):
     """``Runtime``."""
 
@@ -184,7 +203,14 @@ def missing_names(module: Any, product: Product) -> list[str]:  # noqa: ANN401 -
     """Names that the module lacks, such as ``Builder.create_network``."""
     wanted = {name: names(protocol) for name, protocol in CLASSES.items()} | MEMBERS
     if product.aims:
-        wanted |= {"IBuilderConfig": names(AimedConfig), "ComputeCapability": ("CURRENT",)}
+        wanted |= {
+            "IBuilderConfig": names(AimedConfig),
+            "ComputeCapability": ("CURRENT",),
+            "IRuntimeConfig": names(RuntimeConfig),
+            "DynamicShapesKernelSpecializationStrategy": ("EAGER",),
+            "ICudaEngine": names(Engine) + names(AimedEngine),
+            "IExecutionContext": names(Context) + names(AimedContext),
+        }
     return [
         f"{holder}.{name}"
         for holder, members in wanted.items()

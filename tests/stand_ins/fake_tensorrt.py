@@ -122,6 +122,18 @@ class Config:
         return len(self.profiles) - 1
 
 
+class RuntimeConfig:
+    strategy = "LAZY"
+
+    @property
+    def dynamic_shapes_kernel_specialization_strategy(self) -> str:
+        return self.strategy
+
+    @dynamic_shapes_kernel_specialization_strategy.setter
+    def dynamic_shapes_kernel_specialization_strategy(self, value: str) -> None:
+        self.strategy = value
+
+
 class Context:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -193,7 +205,14 @@ class Engine:
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
         return [tuple(shape) for shape in self.plan["shapes"][name]]
 
-    def create_execution_context(self) -> Context | None:
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig()
+
+    def create_execution_context(
+        self, runtime_config: RuntimeConfig | None = None
+    ) -> Context | None:
+        assert (runtime_config is not None) == self.trt.rtx
+        assert runtime_config is None or runtime_config.strategy == "EAGER"
         return None if self.trt.no_context else Context(self)
 
 
@@ -234,7 +253,10 @@ class FakeTensorRt(ModuleType):
                 self.aim = capability
                 return self.num_compute_capabilities == index + 1
 
+        self.rtx = rtx
         if rtx:
+            self.IRuntimeConfig = RuntimeConfig
+            self.DynamicShapesKernelSpecializationStrategy = type("S", (), {"EAGER": "EAGER"})
             self.ComputeCapability = type("Known", (), {"CURRENT": "", "SM89": "SM89"})
         self.ILogger, self.IBuilderConfig = ILogger, AimedConfig if rtx else Config
         trt = self

@@ -158,7 +158,6 @@ def test_an_engine_is_built_once_and_kept_by_all_that_matters(bench: Bench) -> N
         ({"no_engine": True}, "built no engine: no tactic", Reason.ENGINE_MISSING),
         ({"refuse": True}, "is refused: serialization version", Reason.ENGINE_MISMATCH),
         ({"no_context": True}, "no execution context", Reason.ENGINE_MISSING),
-        ({"no_capture": True}, "cannot be captured", Reason.PREDECODER_ERROR),
         ({"lie": 1}, "the engine has .* the model needs", Reason.ENGINE_MISMATCH),
     ],
 )
@@ -252,10 +251,14 @@ def test_a_gpu_that_tensorrt_rtx_does_not_know_is_named(tmp_path: Path) -> None:
     options = {"cache": EngineCache(tmp_path), "trt": trt}
     EngineRuntime(*arguments, driver=Driver(library=cuda), **options).close()
     assert trt.built[0][1].aim == "SM89"
+    trt.no_capture = True
+    with pytest.raises(EngineError, match="cannot be captured"):
+        EngineRuntime(*arguments, driver=Driver(library=cuda), **options)
     cuda.attributes[Attribute.COMPUTE_CAPABILITY_MAJOR] = 9
     cuda.attributes[Attribute.COMPUTE_CAPABILITY_MINOR] = 0
     with pytest.raises(RuntimeUnavailable, match=r"does not know SM90; .* backend tensorrt"):
         EngineRuntime(*arguments, driver=Driver(library=cuda), **options)
+    assert not +cuda.live
 
 
 # --- from messages to residual bits -----------------------------------------------------------
