@@ -81,7 +81,7 @@ def test_the_twin_follows_the_definition(
 
 
 @pytest.mark.needs("gxx")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(cases())
 def test_form_detectors_on_a_cpu_equals_its_twin(
     case: tuple[np.ndarray, np.ndarray, DetectorTable],
@@ -99,7 +99,7 @@ OUTPUTS = st.tuples(st.integers(1, 5), st.integers(1, 70)).flatmap(
 
 
 @pytest.mark.needs("gxx")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(OUTPUTS)
 def test_pack_output_on_a_cpu_equals_its_twin(output: np.ndarray) -> None:
     got = kernel_shim.pack_output(kernel_shim.build(), output)
