@@ -34,6 +34,7 @@ class PredecoderConfig:
         backend: requested runtime; ``NONE`` for a rule.
         precision: requested number format; ``NA`` for a rule.
         threads: of a CPU runtime.
+        batch: shots per call of a GPU engine.
         calibration_shots: shots that int8 and fp8 quantisation of ``weights`` looks at.
         calibration_seed: their seed.
     """
@@ -51,6 +52,7 @@ class PredecoderConfig:
     backend: Backend = Backend.ORT_CPU
     precision: Precision = Precision.FP32
     threads: int = 1
+    batch: int = 1
     calibration_shots: int = 256
     calibration_seed: int = 0
 
@@ -123,7 +125,9 @@ def build_predecoder(config: PredecoderConfig, dem_text: str) -> Predecoder:
 
         return PairRule(dem_text)
     data = model_bytes(config, dem_text)
-    runtime = build_runtime(config.backend, data, config.precision, threads=config.threads)
+    runtime = build_runtime(
+        config.backend, data, config.precision, threads=config.threads, batch=config.batch
+    )
     return NetworkPredecoder(runtime, read_info(data), config.layout)
 
 

@@ -13,6 +13,7 @@ def build_runtime(
     onnx_bytes: bytes,
     precision: Precision,
     threads: int = 1,
+    batch: int = 1,
     **options: Any,  # noqa: ANN401 - each runtime types its own
 ) -> Runtime:
     """Build the runtime of a backend; nothing replaces it if it cannot be built.
@@ -22,6 +23,7 @@ def build_runtime(
         onnx_bytes: the model.
         precision: requested number format of the convolutions.
         threads: of a CPU runtime; a GPU runtime has none.
+        batch: shots per call of a GPU engine; a CPU runtime takes what comes.
         options: further keyword arguments of that runtime.
 
     Raises:
@@ -41,11 +43,11 @@ def build_runtime(
     if backend == Backend.TENSORRT:
         from gpu_decoder.runtime.tensorrt import TensorRtRuntime
 
-        return TensorRtRuntime(onnx_bytes, precision, **options)
+        return TensorRtRuntime(onnx_bytes, precision, batch, **options)
     if backend == Backend.TENSORRT_RTX:
         from gpu_decoder.runtime.tensorrt_rtx import TensorRtRtxRuntime
 
-        return TensorRtRtxRuntime(onnx_bytes, precision, **options)
+        return TensorRtRtxRuntime(onnx_bytes, precision, batch, **options)
     raise ValueError(
         f"no runtime {backend.name}, allowed: ORT_CPU, OPENVINO, TENSORRT, TENSORRT_RTX"
     )

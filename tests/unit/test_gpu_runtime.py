@@ -191,6 +191,16 @@ def test_a_gpu_that_fails_in_a_run_is_an_engine_error(bench: Bench) -> None:
     runtime.close()
 
 
+def test_a_runtime_is_built_by_the_name_of_its_backend(bench: Bench) -> None:
+    options = {"cache": bench.cache, "driver": Driver(library=bench.cuda), "trt": bench.trt}
+    runtime = build_runtime(
+        Backend.TENSORRT, network_cases.model(), Precision.FP32, threads=4, batch=3, **options
+    )
+    assert runtime.fingerprint()["runtime"] == "tensorrt"
+    assert runtime.fingerprint()["runtime_batch"] == "3"
+    runtime.close()
+
+
 # --- asking for what is not there -------------------------------------------------------------
 
 
