@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -59,6 +60,41 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             why = CAPABILITIES[name]()
             if why:
                 pytest.skip(f"needs {name}: {why}")
+
+
+def _nvrtc() -> str:
+    from gpu_decoder.gpu.compile import nvrtc_version
+
+    return _unless(nvrtc_version)
+
+
+def _cuda() -> str:
+    from gpu_decoder.gpu.driver import Driver
+
+    return _unless(lambda: Driver().close())
+
+
+def _unless(attempt: Callable[[], object]) -> str:
+    from gpu_decoder.runtime.protocol import RuntimeUnavailable
+
+    try:
+        attempt()
+    except RuntimeUnavailable as error:
+        return str(error)
+    return ""
+
+
+def _gxx() -> str:
+    return "" if shutil.which("g++") else "no g++ on PATH"
+
+
+CAPABILITIES |= {
+    "tensorrt": _module("tensorrt"),
+    "tensorrt_rtx": _module("tensorrt_rtx_bindings"),
+    "nvrtc": _nvrtc,
+    "cuda": _cuda,
+    "gxx": _gxx,
+}
 
 
 @pytest.fixture(autouse=True, scope="session")

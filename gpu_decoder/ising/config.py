@@ -34,7 +34,8 @@ class PredecoderConfig:
         backend: requested runtime; ``NONE`` for a rule.
         precision: requested number format; ``NA`` for a rule.
         threads: of a CPU runtime.
-        calibration_shots: shots that int8 quantisation of ``weights`` looks at.
+        batch: shots per call of a GPU engine.
+        calibration_shots: shots that int8 and fp8 quantisation of ``weights`` looks at.
         calibration_seed: their seed.
     """
 
@@ -51,6 +52,7 @@ class PredecoderConfig:
     backend: Backend = Backend.ORT_CPU
     precision: Precision = Precision.FP32
     threads: int = 1
+    batch: int = 1
     calibration_shots: int = 256
     calibration_seed: int = 0
 
@@ -77,7 +79,7 @@ def model_bytes(config: PredecoderConfig, dem_text: str) -> bytes:
 
     Args:
         config: with ``weights`` or ``model``.
-        dem_text: of the circuit; int8 quantisation samples its calibration shots from it.
+        dem_text: of the circuit; int8 and fp8 quantisation samples its calibration shots from it.
 
     Raises:
         WeightsError: the weights cannot be used.
@@ -100,11 +102,12 @@ def model_bytes(config: PredecoderConfig, dem_text: str) -> bytes:
         weights.threshold_syndrome if syndrome_limit is None else syndrome_limit,
         "fp16" if config.precision == Precision.FP16 else "fp32",
     )
-    if config.precision == Precision.INT8:
+    if config.precision in (Precision.INT8, Precision.FP8):
         from gpu_decoder.ising.quantize import quantize_int8
+        from gpu_decoder.ising.quantize_fp8 import quantize_fp8
 
-        shots = _sample(dem_text, config.calibration_shots, config.calibration_seed)
-        return quantize_int8(data, shots)
+        quantize = quantize_int8 if config.precision == Precision.INT8 else quantize_fp8
+        return quantize(data, _sample(dem_text, config.calibration_shots, config.calibration_seed))
     return data
 
 
@@ -125,7 +128,9 @@ def build_predecoder(config: PredecoderConfig, dem_text: str) -> Predecoder:
 
         return PairRule(dem_text)
     data = model_bytes(config, dem_text)
-    runtime = build_runtime(config.backend, data, config.precision, threads=config.threads)
+    runtime = build_runtime(
+        config.backend, data, config.precision, threads=config.threads, batch=config.batch
+    )
     return NetworkPredecoder(runtime, read_info(data), config.layout)
 
 

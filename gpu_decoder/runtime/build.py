@@ -12,6 +12,8 @@ def build_runtime(
     backend: Backend,
     onnx_bytes: bytes,
     precision: Precision,
+    threads: int = 1,
+    batch: int = 1,
     **options: Any,  # noqa: ANN401 - each runtime types its own
 ) -> Runtime:
     """Build the runtime of a backend; nothing replaces it if it cannot be built.
@@ -20,7 +22,9 @@ def build_runtime(
         backend: which.
         onnx_bytes: the model.
         precision: requested number format of the convolutions.
-        options: keyword arguments of that runtime.
+        threads: of a CPU runtime; a GPU runtime has none.
+        batch: shots per call of a GPU engine; a CPU runtime takes what comes.
+        options: further keyword arguments of that runtime.
 
     Raises:
         ValueError: no runtime of that backend is built.
@@ -31,9 +35,19 @@ def build_runtime(
     if backend == Backend.ORT_CPU:
         from gpu_decoder.runtime.ort import OrtRuntime
 
-        return OrtRuntime(onnx_bytes, precision, **options)
+        return OrtRuntime(onnx_bytes, precision, threads, **options)
     if backend == Backend.OPENVINO:
         from gpu_decoder.runtime.openvino import OpenVinoRuntime
 
-        return OpenVinoRuntime(onnx_bytes, precision, **options)
-    raise ValueError(f"no runtime {backend.name}, allowed: ORT_CPU, OPENVINO")
+        return OpenVinoRuntime(onnx_bytes, precision, threads, **options)
+    if backend == Backend.TENSORRT:
+        from gpu_decoder.runtime.tensorrt import TensorRtRuntime
+
+        return TensorRtRuntime(onnx_bytes, precision, batch, **options)
+    if backend == Backend.TENSORRT_RTX:
+        from gpu_decoder.runtime.tensorrt_rtx import TensorRtRtxRuntime
+
+        return TensorRtRtxRuntime(onnx_bytes, precision, batch, **options)
+    raise ValueError(
+        f"no runtime {backend.name}, allowed: ORT_CPU, OPENVINO, TENSORRT, TENSORRT_RTX"
+    )

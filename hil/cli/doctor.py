@@ -69,7 +69,7 @@ def _show_executed(found: Examination, console: Console) -> None:
         console.print(f"executed here: no run is on record ({found.record})\n", soft_wrap=True)
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name in ("executed here", "network", "node", "primary decoder"):
+    for name in ("executed here", "network", "node", "decoder"):
         table.add_column(name, overflow="fold")
     for name in ("runs", "pass"):
         table.add_column(name, justify="right")
@@ -77,7 +77,8 @@ def _show_executed(found: Examination, console: Console) -> None:
     for entry in found.executed:
         ran = entry.last
         last = f"{ran.date[:10]} {ran.verdict} ({ran.scenario}, hil {ran.version})"
-        table.add_row(ran.level, ran.network, ran.node, ran.primary,
+        decoder = f"{ran.predecoder}; {ran.primary}" if ran.predecoder else ran.primary
+        table.add_row(ran.level, ran.network, ran.node, decoder,
                       str(entry.runs), str(entry.passed), last)  # fmt: skip
     console.print(table)
     console.print()

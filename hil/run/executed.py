@@ -31,6 +31,8 @@ class Ran:
         primary: decoder asked first, as it executed.
         verdict: of the run.
         scenario: its id.
+        predecoder: what ran before the primary decoder: weights, runtime and version, number
+            format; empty without one and in lines of older versions.
     """
 
     date: str
@@ -41,11 +43,12 @@ class Ran:
     primary: str
     verdict: str
     scenario: str
+    predecoder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Runs of one kind: level, network, node and primary decoder are equal.
+    """Runs of one kind: level, network, node, pre-decoder and primary decoder are equal.
 
     Attributes:
         runs: how many.
@@ -77,6 +80,7 @@ def keep(document: Document) -> str:
         primary=executed.get("primary decoder", ""),
         verdict=document.verdict,
         scenario=facts.scenario_id,
+        predecoder=executed.get("pre-decoder", ""),
     )
     try:
         path = record_path()
@@ -100,7 +104,7 @@ def summary() -> list[Summary]:
             for line in lines:
                 ran = _parsed(line)
                 if ran is not None:
-                    key = (ran.level, ran.network, ran.node, ran.primary)
+                    key = (ran.level, ran.network, ran.node, ran.predecoder, ran.primary)
                     known = found.pop(key, None)
                     runs, passed = (known.runs, known.passed) if known else (0, 0)
                     found[key] = Summary(runs + 1, passed + (ran.verdict == "PASS"), ran)
@@ -111,7 +115,7 @@ def summary() -> list[Summary]:
 
 def _parsed(line: str) -> Ran | None:
     try:
-        data = json.loads(line)
+        data = {"predecoder": ""} | json.loads(line)
         return Ran(**{field.name: str(data[field.name]) for field in fields(Ran)})
     except (ValueError, KeyError, TypeError):
         return None

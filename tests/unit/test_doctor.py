@@ -8,13 +8,16 @@ import json
 import os
 import socket
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from gpu_decoder.gpu.compile import CompileError
+from gpu_decoder.runtime.protocol import RuntimeUnavailable
 from hil.cli import main
 from hil.run import doctor, executed
-from hil.run.doctor import machine, network, software
+from hil.run.doctor import gpu_path, machine, network, software
 from hil.run.doctor.check import Check
 
 
@@ -150,6 +153,60 @@ def test_a_gpu_is_claimed_only_as_far_as_it_was_seen(tmp_path: Path) -> None:
     seen = machine.gpu(str(tmp_path), "libabsent.so")
     assert seen.status == "ok"
     assert seen.detail == "nvidia-smi lists GPU 0: Some GPU; nothing was computed on it"
+
+
+def _run(predecoder: str, date: str = "2026-01-01") -> executed.Ran:
+    return executed.Ran(
+        date, "1", "sil", "soft_roce", "in_process", "ising", "PASS", "x", predecoder
+    )
+
+
+def test_the_gpu_path_has_run_only_if_a_run_is_on_record() -> None:
+    def seen(*texts: str) -> Check:
+        return gpu_path.path([executed.Summary(2, 1, _run(text)) for text in texts])
+
+    for texts in ((), ("",), ("hil-x, onnxruntime 1.32.0, fp32", "isolated_pair")):
+        never = seen(*texts)
+        assert never.status == "absent"
+        assert never.detail.startswith("the GPU path has never run on this machine")
+    ran = seen("", "hil-x, tensorrt 11.4, fp16", "hil-x, tensorrt_rtx 1.7, fp16")
+    assert ran.status == "ok"
+    assert ran.detail == "4 runs, last 2026-01-01 PASS: hil-x, tensorrt_rtx 1.7, fp16"
+
+
+def test_parts_of_the_gpu_path_are_reported_as_far_as_they_go() -> None:
+    absent = gpu_path.tensorrt("no-such-package")
+    assert (absent.status, absent.needed_by) == ("absent", ())
+    assert "pip install tensorrt" in absent.fix
+    assert gpu_path.tensorrt("numpy").status == "ok"
+
+    def missing(_: tuple[int, int]) -> bytes:
+        raise RuntimeUnavailable("NVRTC is not installed")
+
+    def refused(_: tuple[int, int]) -> bytes:
+        raise CompileError("kernels.cu(3): error")
+
+    assert gpu_path.kernels(missing).status == "absent"
+    assert gpu_path.kernels(refused).status == "broken"
+    assert gpu_path.kernels(refused).needed_by == ()
+
+
+@pytest.mark.needs("nvrtc")
+def test_kernels_that_compile_are_not_said_to_have_run() -> None:
+    found = gpu_path.kernels()
+    assert found.status == "ok"
+    assert found.detail.endswith("not executed")
+
+
+def test_a_line_of_an_older_version_still_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    executed.record_path().parent.mkdir(parents=True)
+    line = asdict(_run("hil-x, tensorrt 11.4, fp16"))
+    older = {name: value for name, value in line.items() if name != "predecoder"}
+    executed.record_path().write_text(json.dumps(older) + "\n" + json.dumps(line) + "\n")
+    assert [entry.last.predecoder for entry in executed.summary()] == ["", line["predecoder"]]
 
 
 def test_rdma_devices_are_listed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from hil.run import executed
-from hil.run.doctor import machine, network, software
+from hil.run.doctor import gpu_path, machine, network, software
 from hil.run.doctor.check import Check
 
 __all__ = ["LEVELS", "Check", "Examination", "examine"]
@@ -59,7 +59,7 @@ class Examination:
 
 
 def examine() -> Examination:
-    """Look at this machine; takes about a second, changes nothing."""
+    """Look at this machine; takes about two seconds, changes nothing."""
     checks = (
         *software.packages(),
         *software.extras(),
@@ -67,6 +67,7 @@ def examine() -> Examination:
         *network.port_4791(),
         network.offloads(),
         *machine.checks(),
+        *gpu_path.checks(),
         *software.tools(),
     )
     return Examination(checks, tuple(executed.summary()), str(executed.record_path()))

@@ -14,7 +14,7 @@ class Check:
     """One thing that was looked at.
 
     Attributes:
-        section: ``installed``, ``network``, ``machine`` or ``tools``.
+        section: ``installed``, ``network``, ``machine``, ``GPU path`` or ``tools``.
         name: what was looked at.
         status: what came of it.
         detail: what was seen.

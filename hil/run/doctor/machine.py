@@ -109,7 +109,7 @@ def space(name: str, folder: Path) -> Check:
 
 
 def gpu(search: str | None = None, library: str = "libcuda.so.1") -> Check:
-    """What can be seen of a GPU without computing on it. No decoder here uses one yet."""
+    """What can be seen of a GPU without computing on it."""
     seen = []
     try:
         ctypes.CDLL(library)
