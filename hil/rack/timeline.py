@@ -60,6 +60,7 @@ class Workload:
         downlink_ps: [n] reply's flight.
         apply_ps: [n] from reply received to correction in effect.
         lost: [n, r] True where a frame never reached the decoder (live runs), or ``None``.
+        pre_ps: [n] the pre-decoder's share of ``primary_ps``, its first part; ``None`` without one.
     """
 
     first_shot: int
@@ -76,6 +77,7 @@ class Workload:
     downlink_ps: I64
     apply_ps: I64
     lost: NDArray[np.bool_] | None = None
+    pre_ps: I64 | None = None
 
     @property
     def n_shots(self) -> int:
@@ -99,6 +101,7 @@ class Workload:
             self.downlink_ps[start:stop],
             self.apply_ps[start:stop],
             None if self.lost is None else self.lost[start:stop],
+            None if self.pre_ps is None else self.pre_ps[start:stop],
         )
 
 

@@ -71,17 +71,40 @@ class NetworkBinding(Spec):
         return self
 
 
-_MODELLED: Final = ("service", "fallback_service", "deliver", "dispatch", "reply")
+_MODELLED: Final = (
+    "service",
+    "predecoder_service",
+    "fallback_service",
+    "deliver",
+    "dispatch",
+    "reply",
+)
+_OPTIONAL: Final = ("fallback_service", "predecoder_service")
+"""Times that a profile needs or not, as the decoder of the system is."""
 
 
 class DecoderBinding(Spec):
     """How the decoder is realised and what its time costs."""
 
     node: Literal["in_process", "process"] = Field(description="Where the decoder runs.")
+    predecoder: Literal["ort_cpu", "openvino", "tensorrt", "tensorrt_rtx", "none"] = Field(
+        default="none", description="Runtime of the pre-decoder's network, none without a network."
+    )
+    precision: Literal["fp32", "fp16", "bf16", "fp8", "int8"] | None = Field(
+        default=None, description="Number format of the pre-decoder's network."
+    )
     time: Literal["modelled", "measured"] = Field(
         description="Charge modelled service times, or the clock."
     )
-    service: Service | None = Field(default=None, description="Primary decode (modelled).")
+    service: Service | None = Field(
+        default=None,
+        description="Primary decode (modelled); behind a pre-decoder the matching alone, "
+        "as a function of the events that are left.",
+    )
+    predecoder_service: Service | None = Field(
+        default=None,
+        description="Pre-decoder (modelled), as a function of the events of the raw syndrome.",
+    )
     fallback_service: Service | None = Field(
         default=None, description="Fallback decode (modelled)."
     )
@@ -96,6 +119,20 @@ class DecoderBinding(Spec):
     )
 
     @model_validator(mode="after")
+    def _runtime(self) -> DecoderBinding:
+        network = self.predecoder != "none"
+        if network == (self.precision is not None):
+            return self
+        raise problem(
+            "E202" if network else "E513",
+            "missing key 'precision'" if network else "precision without a network",
+            got=f"predecoder: {self.predecoder}",
+            allowed="a runtime with its precision, or none of both",
+            fix="add 'precision', for example fp32" if network else "remove precision",
+            at="precision",
+        )
+
+    @model_validator(mode="after")
     def _times(self) -> DecoderBinding:
         given = [name for name in _MODELLED if getattr(self, name) is not None]
         if self.time == "measured" and given:
@@ -107,7 +144,7 @@ class DecoderBinding(Spec):
                 fix="remove them, or write time: modelled",
                 at=given[0],
             )
-        missing = [name for name in _MODELLED if name not in given and name != "fallback_service"]
+        missing = [name for name in _MODELLED if name not in given and name not in _OPTIONAL]
         if self.time == "modelled" and missing:
             raise problem(
                 "E202",
