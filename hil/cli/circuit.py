@@ -30,7 +30,8 @@ def circuit(
         list[str] | None, typer.Option("--set", help="Change one value: path=value.")
     ] = None,
     basis: Annotated[
-        str | None, typer.Option(help="X or Z; of a scenario: which circuit, where bases alternate.")
+        str | None,
+        typer.Option(help="X or Z; of a scenario: which circuit, where bases alternate."),
     ] = None,
     family: Annotated[
         str | None, typer.Option(help="Without a scenario: ising_memory or stim_generated.")

@@ -72,7 +72,9 @@ def ising_memory(circuit: IsingCircuit, basis: Basis, noise: NoiseSpec) -> CodeC
     made = memory_circuit(code, circuit.rounds, basis, noise.parameters)
     blocks = detector_rounds(code, circuit.rounds)
     dem_text = disjoint_error_model(made)
-    return CodeCircuit(str(made), dem_text, basis, circuit.rounds, 1, blocks[:, None].astype(np.float64))
+    return CodeCircuit(
+        str(made), dem_text, basis, circuit.rounds, 1, blocks[:, None].astype(np.float64)
+    )
 
 
 def _generated(circuit: GeneratedCircuit, basis: str, noise: NoiseSpec) -> stim.Circuit:

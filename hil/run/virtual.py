@@ -19,7 +19,7 @@ from hil.rack.pipeline import StageExecutor
 from hil.rack.plan import WorkloadSource
 from hil.rack.timeline import Path, Timeline, Workload
 from hil.run.parts import Decoders
-from hil.run.record import Answers, Driven
+from hil.run.record import Answers, Driven, Predecoded
 from hil.run.resume import Earlier
 
 
@@ -76,8 +76,10 @@ def drive(
             if events is None:  # the whole shot is one window
                 events = event_counts(batch.detectors_b8)
             blocks = cutter.event_counts(batch.detectors_b8) if source.replays else None
-            work = source.workload(batch.batch, batch.first_shot, events, blocks)
-            del batch, decoded, events, blocks
+            before = decoded.predecoded
+            left = None if before is None else before.residual_events
+            work = source.workload(batch.batch, batch.first_shot, events, blocks, left)
+            del batch, decoded, events, blocks, before, left
             yield work
             del work
 
@@ -98,6 +100,7 @@ def _answers(
         )
         predictions[handed_over] = decoded.predictions_b8
         executed[handed_over] = decoded.executed
+    before = primary.predecoded
     unanswered = times.path == Path.UNANSWERED
     predictions[unanswered] = 0
     executed[unanswered] = GlobalDecoder.NONE
@@ -107,4 +110,5 @@ def _answers(
         executed.astype(np.uint8),
         primary.window_events,
         primary.commits_b8,
+        None if before is None else Predecoded.of(before, times.path == Path.PRIMARY),
     )

@@ -92,7 +92,11 @@ class Ising25Noise(Spec):
 
     model: Literal["ising25"] = Field(description="Noise model.")
     p: float | None = Field(
-        default=None, ge=0.0, le=0.5, allow_inf_nan=False, description="Strength of all 25; or params."
+        default=None,
+        ge=0.0,
+        le=0.5,
+        allow_inf_nan=False,
+        description="Strength of all 25; or params.",
     )
     params: dict[ParamName, Probability] | None = Field(
         default=None,

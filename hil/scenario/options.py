@@ -63,7 +63,11 @@ def _refusal(entry: Any) -> UsageError:  # noqa: ANN401 - an entry of pydantic's
         words += ["model"] if kind == "union_tag_not_found" else []
         what, got, allowed = "option missing", "nothing", ""
     elif kind == "extra_forbidden":
-        what, got, allowed = "option that this family or noise does not have", str(entry["input"]), ""
+        what, got, allowed = (
+            "option that this family or noise does not have",
+            str(entry["input"]),
+            "",
+        )
     else:
         words += ["model"] if kind == "union_tag_invalid" else []
         what, got = "value that does not fit", str(context.get("tag", entry["input"]))

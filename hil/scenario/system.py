@@ -209,6 +209,13 @@ class DecoderSpec(Spec):
         default="fail", description="When the node dies: rig error, or go on in process."
     )
 
+    @property
+    def matcher(self) -> GlobalName:
+        """The decoder that finishes what the primary begins; without a pre-decoder all of it."""
+        if self.predecoder is not None:
+            return self.predecoder.global_
+        return "pymatching" if self.primary == "pymatching" else "pymatching_corr"
+
     @model_validator(mode="after")
     def _deadlines(self) -> DecoderSpec:
         early = self.fallback.primary_deadline_ps

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hil.errors import UsageError
-from hil.verdict import load, stats
+from hil.verdict import density, load, stats
 from hil.verdict.group import LATENCIES, Group, groups_of, latency_name, watch_name
 from hil.verdict.histogram import Histogram
 from hil.verdict.measured import Clusters, Measured, NotMeasuredError
@@ -51,12 +51,16 @@ def measure(metrics: Metrics, metric: str, stat: str, confidence: float, scope: 
     if metric == load.METRIC:
         services = [metrics.services[name] for name in groups_of(scope)]
         return load.measure(services, metrics.window_time_ps, confidence, scope, metrics.time_label)
+    if metric == density.METRIC:
+        return density.measure(
+            [metrics.density[name] for name in groups_of(scope)], confidence, scope
+        )
     if metric == "backlog.slope":
         return _slope(metrics, confidence, scope)
     if metric in metrics.counts or metric in COUNT_METRICS:
         return _count(metrics, metric)
     known = [*(f"latency.{name}" for name in LATENCIES), "reaction_time", *RATE_METRICS]
-    known += ["backlog.slope", load.METRIC]
+    known += ["backlog.slope", load.METRIC, density.METRIC]
     raise UsageError("no such metric", got=metric, allowed=", ".join((*known, *COUNT_METRICS)))
 
 
