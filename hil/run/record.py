@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_decoder.protocol import Backend, PredecodeRecord, Precision, Reason
+from gpu_decoder.protocol import Backend, Precision, PredecodeRecord, Reason
 from gpu_decoder.windows import WindowPlan
 from hil.device.sampler import BlockCutter, ShotBatch, event_counts
 from hil.errors import UsageError
@@ -73,8 +73,9 @@ class Predecoded:
     @property
     def substituted(self) -> NDArray[np.bool_]:
         """Bool [n]: another backend or precision ran than was asked for."""
-        changed: NDArray[np.bool_] = self.backend_requested != self.backend_executed
-        return changed | (self.precision_requested != self.precision_executed)
+        backend = self.backend_requested != self.backend_executed
+        changed: NDArray[np.bool_] = backend | (self.precision_requested != self.precision_executed)
+        return changed
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,8 +114,8 @@ def from_trace(trace: Trace) -> Metrics:
 
     Rates, end-to-end latency and backlog come from /shots. Hops come from the rows of /rounds at
     record level ``rounds`` and from /summary at level ``shots``, where /rounds holds exceptions
-    only (clusters of late hops, the load of windows and what a pre-decoder left are not known then). Counts that a file
-    does not hold stay unmeasured.
+    only (clusters of late hops, the load of windows and what a pre-decoder left are not known
+    then). Counts that a file does not hold stay unmeasured.
     """
     resolved = trace.meta["resolved"]
     qpu, decoder = resolved["system"]["qpu"], resolved["system"]["decoder"]
