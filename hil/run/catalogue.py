@@ -24,12 +24,12 @@ from hil.scenario.text import read_document
 WEAKEST_FIRST: Final[tuple[Evidence, ...]] = ("assumed", "modelled", "rtl", "measured")
 
 _RUNTIMES: Final = {
-    "ort_cpu": "onnxruntime",
-    "openvino": "openvino",
-    "tensorrt": "tensorrt",
-    "tensorrt_rtx": "tensorrt-rtx",
+    "ort_cpu": ("onnxruntime",),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt",),
+    "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_cu13_bindings", "tensorrt_rtx_cu12_bindings"),
 }
-"""Runtime -> package that it needs."""
+"""Runtime -> packages of which it needs one."""
 
 _LINKS: Final = {
     "virtual": "arrays in one process, no frame; latencies are the scenario's models",
@@ -177,7 +177,11 @@ def runtimes() -> list[DecoderRow]:
 
     A package is not a device: `hil doctor` tells what can execute on this machine.
     """
-    return [DecoderRow(name, package, _version(package)) for name, package in _RUNTIMES.items()]
+    rows = []
+    for name, packages in _RUNTIMES.items():
+        package = next((p for p in packages if _version(p)), packages[0])
+        rows.append(DecoderRow(name, package, _version(package)))
+    return rows
 
 
 def _version(package: str) -> str:

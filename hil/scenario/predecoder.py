@@ -67,7 +67,7 @@ class PredecoderSpec(Spec):
     )
     residual: Literal["compatible", "keep_last"] = Field(
         default="compatible",
-        description="Last-round detectors of the other basis: dropped as the reference does, or kept.",
+        description="Last-round detectors of the other basis: dropped (the reference), or kept.",
     )
     global_: GlobalName = Field(
         default="pymatching", alias="global", description="Matcher of what is left."

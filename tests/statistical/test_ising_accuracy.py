@@ -35,6 +35,7 @@ def _rows(metric: str) -> list[dict[str, str]]:
     return [row for row in rows if row["metric"] == metric]
 
 
+@cache
 def _code(noise: str, distance: int, rounds: int, p: float, basis: str = "X") -> CodeCircuit:
     circuit = {
         "family": "ising_memory",
