@@ -6,8 +6,8 @@
 * ``clean``: 1e8 rounds without a fault in ``mil``: no alarm, flat memory;
 * ``crash``: SIGKILL of every process of a run at 20 random moments each;
 * ``fuzz``: 1e6 mutated frames through the node's door;
-* ``bench``: ``hil bench model``, all ratios;
-* ``ising``: plain matching on Ising circuits against published and recorded error rates.
+* ``ising``: plain matching on Ising circuits against published and recorded error rates;
+* ``bench``: ``hil bench model``, all ratios.
 """
 
 from __future__ import annotations
@@ -174,6 +174,21 @@ def _met(condition: bool) -> str:
     return "met" if condition else "NOT met"
 
 
+def ising() -> str:
+    """Error rates of plain matching at full size, d = 13 with 104 rounds included."""
+    import ising_anchors
+
+    table, worst = ising_anchors.table()
+    met = _met(worst < ising_anchors.Z_LIMIT)
+    text = _paragraph(
+        "Rows of `accuracy_anchors.csv` (p = .003), failed shots of plain PyMatching, theirs and",
+        f"ours; largest distance {worst:.1f} standard deviations (limit {ising_anchors.Z_LIMIT:g}:",
+        f"{met}). Acceptance at d = 13: 930.5 +- 1.2 events per shot (ising25), 928.2 +- 1.2",
+        "(ising_scalar).",
+    )
+    return f"{text}\n{table}"
+
+
 def bench() -> str:
     """All rows of ``hil bench model``."""
     done = subprocess.run(
@@ -209,28 +224,13 @@ def _row(row: dict[str, float]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
-def ising() -> str:
-    """Error rates of plain matching at full size, d = 13 with 104 rounds included."""
-    import ising_anchors
-
-    table, worst = ising_anchors.table()
-    met = _met(worst < ising_anchors.Z_LIMIT)
-    text = _paragraph(
-        "Rows of `accuracy_anchors.csv` (p = .003), failed shots of plain PyMatching, theirs and",
-        f"ours; largest distance {worst:.1f} standard deviations (limit {ising_anchors.Z_LIMIT:g}:",
-        f"{met}). Acceptance at d = 13: 930.5 +- 1.2 events per shot (ising25), 928.2 +- 1.2",
-        "(ising_scalar).",
-    )
-    return f"{text}\n{table}"
-
-
 SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "memory": ("1e7 rounds, virtual, record level shots", memory),
     "clean": ("1e8 clean rounds", clean),
     "crash": ("Killed at random moments", crashes),
     "fuzz": ("Hostile frames", fuzzed),
-    "bench": ("Speed of the model", bench),
     "ising": ("Ising circuits against recorded error rates", ising),
+    "bench": ("Speed of the model", bench),
 }
 """Name -> title and what makes the body, in the order of the page."""
 

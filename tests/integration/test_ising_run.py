@@ -62,6 +62,7 @@ def network(scenarios: Path, tmp_path: Path) -> Path:
     qpu["circuit"] |= {"distance": 3, "rounds": 3, "orientation": "O3"}
     qpu["noise"]["p"] = 0.01
     decoder["predecoder"] = {"weights": "./w.safetensors", "threshold": 1}
+    decoder["deadline"], decoder["fallback"]["primary_deadline"] = "20ms", "15ms"
     for profile in data["bind"]["profiles"].values():
         profile["decoder"] |= {"predecoder": "ort_cpu", "precision": "fp32"}
     data["run"] |= {"shots": 600, "warmup": {"shots": 50}}
