@@ -83,6 +83,10 @@ _OPTIONAL: Final = ("fallback_service", "predecoder_service")
 """Times that a profile needs or not, as the decoder of the system is."""
 
 
+_PRECISIONS: Final = {"ort_cpu": ("fp32", "int8"), "openvino": ("fp32", "bf16", "int8")}
+"""Precisions in which a runtime on a processor really executes; of a GPU the engine decides."""
+
+
 class DecoderBinding(Spec):
     """How the decoder is realised and what its time costs."""
 
@@ -122,6 +126,16 @@ class DecoderBinding(Spec):
     def _runtime(self) -> DecoderBinding:
         network = self.predecoder != "none"
         if network == (self.precision is not None):
+            known = _PRECISIONS.get(self.predecoder)
+            if known is not None and self.precision not in known:
+                raise problem(
+                    "E513",
+                    f"{self.predecoder} does not compute in {self.precision}",
+                    got=str(self.precision),
+                    allowed=", ".join(known),
+                    fix=f"write precision: {known[0]}, or another predecoder",
+                    at="precision",
+                )
             return self
         raise problem(
             "E202" if network else "E513",
