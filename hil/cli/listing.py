@@ -14,7 +14,7 @@ _WIDE = 100
 
 def list_(
     kind: Annotated[
-        Literal["scenarios", "profiles", "decoders", "links"] | None,
+        Literal["scenarios", "profiles", "decoders", "predecoders", "runtimes", "links"] | None,
         typer.Argument(help="Only these.  [default: all]", show_default=False),
     ] = None,
     *,
@@ -23,7 +23,7 @@ def list_(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print data instead of tables.")] = False,
 ) -> None:
-    """List scenarios, rack profiles (with evidence), decoders and links.
+    """List scenarios, rack profiles (with evidence), decoders, pre-decoders, runtimes and links.
 
     A scenario that is not valid is listed with its first error; `hil check` shows all of them.
     """
@@ -36,6 +36,8 @@ def list_(
         "scenarios": lambda: catalogue.scenarios(folder),
         "profiles": catalogue.profiles,
         "decoders": catalogue.decoders,
+        "predecoders": catalogue.predecoders,
+        "runtimes": catalogue.runtimes,
         "links": catalogue.links,
     }
     chosen = {name: sources[name]() for name in ([kind] if kind else sources)}
@@ -57,6 +59,8 @@ def _show(name: str, rows: Sequence[Any]) -> None:
         "scenarios": ("scenarios", "title", "profiles", "tags"),
         "profiles": ("rack profiles", "title", "evidence, weakest first"),
         "decoders": ("decoders", "package"),
+        "predecoders": ("pre-decoders", "what it is"),
+        "runtimes": ("runtimes of pre-decoders", "package"),
         "links": ("links", "how real"),
     }
     console = Console(highlight=False)
@@ -83,6 +87,7 @@ def _cells(name: str, row: Any) -> tuple[Any, ...]:  # noqa: ANN401 - a row of a
         return Path(row.file).name, row.title, ", ".join(used), ", ".join(row.tags)
     if name == "profiles":
         return row.name, row.title, ", ".join(f"{n} {evidence}" for evidence, n in row.evidence)
-    if name == "decoders":
-        return row.name, f"{row.package} {row.version}" if row.version else "not installed"
+    if name in ("decoders", "runtimes"):
+        missing = f"{row.package}: not installed"
+        return row.name, f"{row.package} {row.version}" if row.version else missing
     return row.name, row.what

@@ -34,7 +34,8 @@ class CodeCircuit:
         basis: ``"X"`` or ``"Z"``, the basis of the stored logical state.
         n_rounds: rounds of stabiliser measurement (blocks minus one).
         n_observables: O.
-        coords: float32 or float64 [D, k], detector coordinates; the last one is the block.
+        coords: float32 or float64 [D, k], detector coordinates; the last one is the block. Of a
+            circuit without coordinates [D, 1], the blocks alone.
     """
 
     circuit_text: str

@@ -42,6 +42,20 @@ def error_model(circuit: stim.Circuit) -> str:
     return str(circuit.detector_error_model(decompose_errors=True))
 
 
+def disjoint_error_model(circuit: stim.Circuit) -> str:
+    """``error_model`` of a circuit whose channels apply one of several Paulis.
+
+    The graph of a matching decoder holds independent errors: the alternatives of PAULI_CHANNEL_1
+    and _2 become independent ones with the same probabilities (stim's
+    ``approximate_disjoint_errors``), an error of second order in them. What is sampled is exact.
+
+    Raises:
+        ValueError: as ``error_model``.
+    """
+    model = circuit.detector_error_model(decompose_errors=True, approximate_disjoint_errors=True)
+    return str(model)
+
+
 def limited_error_model(circuit: stim.Circuit) -> str:
     """``error_model`` in a process of its own, which may use MODEL_BYTES and MODEL_CPU_S.
 

@@ -6,13 +6,24 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from gpu_decoder.ising.circuit import detector_rounds, memory_circuit
+from gpu_decoder.ising.geometry import geometry
 from hil.device.circuits import CodeCircuit, from_stim, generated_memory
-from hil.device.error_model import Analysis, error_model, limited_error_model
+from hil.device.error_model import (
+    Analysis,
+    disjoint_error_model,
+    error_model,
+    limited_error_model,
+)
 from hil.device.noise import si1000
 from hil.errors import ScenarioError
 from hil.scenario.model import (
+    Basis,
     FourNoise,
     GeneratedCircuit,
+    Ising25Noise,
+    IsingCircuit,
+    IsingScalarNoise,
     NoiseSpec,
     QpuSpec,
     Si1000Noise,
@@ -39,12 +50,31 @@ def build_models(qpu: QpuSpec) -> Models:
     if isinstance(circuit, UserCircuit):
         made = _user_circuit(circuit, qpu.noise)
         return (_checked(made, circuit.basis, circuit.rounds, limited_error_model),)
-    models = tuple(
-        _checked(_generated(circuit, basis, qpu.noise), basis, circuit.rounds)
-        for basis in circuit.bases
-    )
+    if isinstance(circuit, IsingCircuit):
+        models = tuple(ising_memory(circuit, basis, qpu.noise) for basis in circuit.bases)
+    else:
+        models = tuple(
+            _checked(_generated(circuit, basis, qpu.noise), basis, circuit.rounds)
+            for basis in circuit.bases
+        )
     _check_alike(models)
     return models
+
+
+def ising_memory(circuit: IsingCircuit, basis: Basis, noise: NoiseSpec) -> CodeCircuit:
+    """The memory experiment of the Ising family in one basis.
+
+    Its detectors have no coordinates, as in the reference: their rounds follow from their order.
+    """
+    if not isinstance(noise, Ising25Noise | IsingScalarNoise):
+        raise TypeError(f"noise is {type(noise).__name__}, allowed: ising25 or ising_scalar")
+    code = geometry(circuit.distance, circuit.orientation)
+    made = memory_circuit(code, circuit.rounds, basis, noise.parameters)
+    blocks = detector_rounds(code, circuit.rounds)
+    dem_text = disjoint_error_model(made)
+    return CodeCircuit(
+        str(made), dem_text, basis, circuit.rounds, 1, blocks[:, None].astype(np.float64)
+    )
 
 
 def _generated(circuit: GeneratedCircuit, basis: str, noise: NoiseSpec) -> stim.Circuit:

@@ -180,7 +180,7 @@ def finish(
         received,
         visible,
         np.where(answered, start_ps, MISSING_PS),
-        np.full(work.n_shots, MISSING_PS, dtype=np.int64),
+        _pre_end(work, start_ps, path),
         np.where(answered, end_ps, MISSING_PS),
         reply_tx,
         reply_rx,
@@ -193,3 +193,10 @@ def finish(
         depth,
         *(np.where(column > 0, column, MISSING_PS) for column in windows or ()),
     )
+
+
+def _pre_end(work: Workload, start_ps: I64, path: np.ndarray) -> I64:
+    """T6 of the shots that the primary answered behind a pre-decoder; the fallback has none."""
+    if work.pre_ps is None:
+        return np.full(work.n_shots, MISSING_PS, dtype=np.int64)
+    return np.where(path == Path.PRIMARY, start_ps + work.pre_ps, MISSING_PS)

@@ -22,7 +22,7 @@ from hil.rack.events import EventExecutor
 from hil.rack.pipeline import Pipeline, StageExecutor, Station
 from hil.rack.timeline import I64, Workload
 from hil.scenario.latency import Latency, Recorded
-from hil.scenario.model import DecoderBinding, DelayFault, Scenario, StallFault
+from hil.scenario.model import ByEvents, DecoderBinding, DelayFault, Scenario, StallFault
 from hil.scenario.system import DecoderSpec, LinksSpec
 from hil.timebase import PS_PER_S
 from hil.wire.rpc_batch import enqueue_row_bytes
@@ -172,7 +172,12 @@ class WorkloadSource:
         return any(isinstance(latency, Recorded) for latency in latencies)
 
     def workload(
-        self, batch: int, first_shot: int, events: I64, block_events: I64 | None = None
+        self,
+        batch: int,
+        first_shot: int,
+        events: I64,
+        block_events: I64 | None = None,
+        residual_events: I64 | None = None,
     ) -> Workload:
         """Samples for ``len(events)`` shots.
 
@@ -181,19 +186,23 @@ class WorkloadSource:
             first_shot: index of its first shot.
             events: int64 [n], event counts of the shots, or [n, w] those of their windows.
             block_events: int64 [n, r], of their blocks; needed where ``replays``.
+            residual_events: int64 [n], what a pre-decoder leaves to the matching.
         """
         decoder = self.scenario.profile.decoder
         n, r = events.shape[0], self.scenario.system.qpu.n_blocks
-        services = _services(decoder, self.scenario.system.decoder, self._seed, batch, events)
+        services = _services(
+            decoder, self.scenario.system.decoder, self._seed, batch, events, residual_events
+        )
         work = replace(
             self.rack_only(batch, first_shot, n, block_events),
             deliver_ps=self._part(decoder.deliver, (n, r), batch, "deliver"),
             dispatch_ps=self._part(decoder.dispatch, events.shape, batch, "dispatch"),
             reply_ps=self._part(decoder.reply, (n,), batch, "reply"),
-            primary_ps=services[0],
-            primary_pred_ps=services[1],
-            fallback_ps=services[2],
-            fallback_pred_ps=services[3],
+            primary_ps=services.primary_ps,
+            primary_pred_ps=services.primary_pred_ps,
+            fallback_ps=services.fallback_ps,
+            fallback_pred_ps=services.fallback_pred_ps,
+            pre_ps=services.pre_ps,
         )
         return self.with_faults(work)
 
@@ -283,22 +292,51 @@ class WorkloadSource:
         return flight + wire_ps(frame, link.rate_bps)
 
 
+@dataclass(frozen=True, slots=True)
+class _Services:
+    """Service times of one batch and what the policy predicts of them, int64 [n] or [n, w]."""
+
+    primary_ps: I64
+    primary_pred_ps: I64
+    fallback_ps: I64
+    fallback_pred_ps: I64
+    pre_ps: I64 | None
+
+
 def _services(
-    binding: DecoderBinding, spec: DecoderSpec, seed: int, batch: int, events: I64
-) -> tuple[I64, I64, I64, I64]:
-    """Service of the primary and its prediction, service of the fallback and its prediction."""
+    binding: DecoderBinding,
+    spec: DecoderSpec,
+    seed: int,
+    batch: int,
+    events: I64,
+    residual_events: I64 | None,
+) -> _Services:
+    """Times of both decoders.
+
+    The pre-decoder and the fallback see ``events``, the matching behind a pre-decoder
+    ``residual_events``. How many are left is not known before the pre-decoder is done: the policy
+    predicts the matching of the raw events, which is never shorter.
+    """
     if binding.service is None:
         raise ScenarioError("a virtual run needs this model", where="bind.decoder.service")
-    primary = service_ps(
-        binding.service.model, events, stage_generator(seed, batch, "node", "primary")
-    )
+
+    def drawn(model: Latency | ByEvents, counts: I64, name: str) -> I64:
+        return service_ps(model, counts, stage_generator(seed, batch, "node", name))
+
+    matched = events if residual_events is None else residual_events
+    primary = drawn(binding.service.model, matched, "primary")
     predicted = predicted_service_ps(binding.service.model, events)
+    pre = None
+    if binding.predecoder_service is not None:
+        pre = drawn(binding.predecoder_service.model, events, "predecoder")
+        primary = primary + pre
+        predicted = predicted + predicted_service_ps(binding.predecoder_service.model, events)
     if spec.fallback.policy == "never" or binding.fallback_service is None:
         unused = np.full(events.shape[0], _UNUSED_PS, dtype=np.int64)
-        return primary, predicted, unused, unused
+        return _Services(primary, predicted, unused, unused, pre)
     model = binding.fallback_service.model
-    fallback = service_ps(model, events, stage_generator(seed, batch, "node", "fallback"))
-    return primary, predicted, fallback, predicted_service_ps(model, events)
+    fallback = drawn(model, events, "fallback")
+    return _Services(primary, predicted, fallback, predicted_service_ps(model, events), pre)
 
 
 def _stalled(work: Workload, fault: StallFault) -> Workload:

@@ -35,6 +35,7 @@ RATES: Final = (
     "decoder.fallback_rate",
     "decoder.unanswered_rate",
     "window.load",
+    "predecoder.density_reduction",
 )
 
 

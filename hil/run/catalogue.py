@@ -1,4 +1,7 @@
-"""What can be chosen from: scenarios, rack profiles, decoders, links. What ``hil list`` shows."""
+"""What can be chosen from: scenarios, racks, decoders, pre-decoders and their runtimes, links.
+
+What ``hil list`` shows.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,19 @@ from gpu_decoder.build import NAMES
 from hil.errors import UsageError
 from hil.scenario.load import load_scenario
 from hil.scenario.model import Evidence, NetworkBinding
+from hil.scenario.predecoder import shipped_weights
 from hil.scenario.rack_profile import profile_names
 from hil.scenario.text import read_document
 
 WEAKEST_FIRST: Final[tuple[Evidence, ...]] = ("assumed", "modelled", "rtl", "measured")
+
+_RUNTIMES: Final = {
+    "ort_cpu": ("onnxruntime",),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt",),
+    "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_cu13_bindings", "tensorrt_rtx_cu12_bindings"),
+}
+"""Runtime -> packages of which it needs one."""
 
 _LINKS: Final = {
     "virtual": "arrays in one process, no frame; latencies are the scenario's models",
@@ -55,6 +67,14 @@ class DecoderRow:
     name: str
     package: str
     version: str
+
+
+@dataclass(frozen=True, slots=True)
+class PredecoderRow:
+    """One pre-decoder that needs no file of the user's."""
+
+    name: str
+    what: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +149,46 @@ def _evidence(data: object) -> Iterator[str]:
 
 
 def decoders() -> list[DecoderRow]:
-    """Names for ``system.decoder.primary`` and ``fallback.to``."""
+    """Names for ``system.decoder.primary``; all but ``ising`` also for ``fallback.to``."""
+    version = _version("pymatching")
+    behind = DecoderRow("ising", "a pre-decoder, then pymatching", version)
+    return [*(DecoderRow(name, "pymatching", version) for name in NAMES), behind]
+
+
+def predecoders() -> list[PredecoderRow]:
+    """Names for ``system.decoder.predecoder``: shipped weights, and the rule."""
+    from gpu_decoder.ising.weights import WeightsError, load_weights
+
+    rows = []
+    for name, path in shipped_weights().items():
+        try:
+            found = load_weights(path)
+        except WeightsError as error:
+            rows.append(PredecoderRow(name, f"broken: {error}"))
+            continue
+        size = f"{found.architecture.name}, {found.architecture.parameters:,} parameters"
+        limits = f"threshold {found.threshold_data:g}, {found.threshold_syndrome:g}"
+        rows.append(PredecoderRow(name, f"weights: {size}, {limits}, {found.sha256[:12]}"))
+    return [*rows, PredecoderRow("isolated_pair", "rule: two fired neighbours without another")]
+
+
+def runtimes() -> list[DecoderRow]:
+    """Names for ``bind.profiles.*.decoder.predecoder``, and whether their package is there.
+
+    A package is not a device: `hil doctor` tells what can execute on this machine.
+    """
+    rows = []
+    for name, packages in _RUNTIMES.items():
+        package = next((p for p in packages if _version(p)), packages[0])
+        rows.append(DecoderRow(name, package, _version(package)))
+    return rows
+
+
+def _version(package: str) -> str:
     try:
-        version = metadata.version("pymatching")
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
-        version = ""
-    return [DecoderRow(name, "pymatching", version) for name in NAMES]
+        return ""
 
 
 def links() -> list[LinkRow]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -9,7 +10,7 @@ from hil.report.build import build
 from hil.report.document import Document, EvidenceRow, Executed, FaultRow, RunFacts
 from hil.report.write import write_all
 from hil.run import provenance
-from hil.scenario.model import DelayFault, GeneratedCircuit, Scenario
+from hil.scenario.model import DelayFault, Scenario, UserCircuit
 from hil.trace.schema import code
 from hil.units import format_ps
 from hil.verdict.judge import Verdict
@@ -83,9 +84,9 @@ def _workload(scenario: Scenario, n_detectors: int) -> tuple[tuple[str, str], ..
     qpu = scenario.system.qpu
     circuit = qpu.circuit
     what = (
-        ("distance", str(circuit.distance))
-        if isinstance(circuit, GeneratedCircuit)
-        else ("file", f"sha256 {circuit.sha256}")
+        ("file", f"sha256 {circuit.sha256}")
+        if isinstance(circuit, UserCircuit)
+        else ("distance", str(circuit.distance))
     )
     return (
         ("circuit", f"{circuit.code}, basis {circuit.basis}"),
@@ -130,11 +131,26 @@ def _executed(rig: Rig) -> tuple[Executed, ...]:
                  rig.executor, rig.executor_why),
         Executed("network", profile.network.backend, profile.network.backend),
         Executed("node", profile.decoder.node, _node_executed(rig)),
+        *_predecoder(scenario, prints.get("primary", {})),
         Executed("primary decoder", decoder.primary, ran("primary")),
         Executed("fallback decoder", f"{decoder.fallback.to}, {decoder.fallback.policy}",
                  ran("fallback")),
         Executed("decode time", profile.decoder.time, profile.decoder.time),
     )  # fmt: skip
+
+
+def _predecoder(scenario: Scenario, print_: Mapping[str, str]) -> tuple[Executed, ...]:
+    """The pre-decoder as it was asked for and as it ran; no row without one."""
+    asked, binding = scenario.system.decoder.predecoder, scenario.profile.decoder
+    if asked is None:
+        return ()
+    if asked.rule is not None:
+        return (Executed("pre-decoder", asked.shown, print_.get("predecoder", "nothing")),)
+    ran = [print_.get("predecoder", "nothing")]
+    if "runtime" in print_:
+        ran += [f"{print_['runtime']} {print_['runtime_version']}", print_["precision"]]
+    how = f"{asked.shown}, {binding.predecoder} {binding.precision}"
+    return (Executed("pre-decoder", how, ", ".join(ran)),)
 
 
 def _node_executed(rig: Rig) -> str:
@@ -169,6 +185,7 @@ def _evidence(scenario: Scenario) -> tuple[EvidenceRow, ...]:
     for name, link in (("up", system.links.up), ("down", system.links.down)):
         rows.append(EvidenceRow(f"link {name}", link.evidence, link.source))
     for name, service in (
+        ("pre-decoder", profile.decoder.predecoder_service),
         ("primary decoder", profile.decoder.service),
         ("fallback decoder", profile.decoder.fallback_service),
     ):

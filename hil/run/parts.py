@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gpu_decoder.build import NAMES
-from gpu_decoder.protocol import GlobalDecoder
+from gpu_decoder.protocol import Backend, GlobalDecoder, Precision
+from gpu_decoder.runtime.protocol import EngineError, RuntimeUnavailable
 from gpu_decoder.turns import TurnDecoders, build_turns
 from hil.device.families import Models, build_models
 from hil.device.sampler import BlockCutter
@@ -16,8 +20,11 @@ from hil.errors import DecoderError
 from hil.rack.plan import window_plan
 from hil.rack.timeline import U8
 from hil.run.record import RecordBuilder
-from hil.scenario.model import DelayFault, Scenario, StallFault
+from hil.scenario.model import DelayFault, IsingCircuit, PredecoderSpec, Scenario, StallFault
 from hil.trace.column import ByteWidths
+
+if TYPE_CHECKING:
+    from gpu_decoder.ising.config import PredecoderConfig
 
 
 @dataclass(frozen=True)
@@ -26,24 +33,29 @@ class Decoders:
 
     Attributes:
         dem_texts: detector error models of epoch 0, one per model of the device.
-        primary_name, fallback_name: names as the scenario asks for them.
+        primary_name, fallback_name: names of the matchers as the scenario asks for them.
         sliding: commit and buffer rounds of sliding windows, ``None`` for whole shots.
+        predecoders: what runs before the primary matcher, one per model; empty: nothing does.
     """
 
     dem_texts: tuple[str, ...]
     primary_name: str
     fallback_name: str
     sliding: tuple[int, int] | None = None
+    predecoders: tuple[PredecoderConfig, ...] = ()
 
     @cached_property
     def primary(self) -> TurnDecoders:
         """The decoder that is asked first."""
-        return _built(self.primary_name, self.dem_texts, "system.decoder.primary", self.sliding)
+        where = "system.decoder.predecoder" if self.predecoders else "system.decoder.primary"
+        return _built(
+            self.primary_name, self.dem_texts, where, self.sliding, predecoders=self.predecoders
+        )
 
     @cached_property
     def fallback(self) -> TurnDecoders:
         """The decoder that answers in its place."""
-        if self.fallback_name == self.primary_name:
+        if self.fallback_name == self.primary_name and not self.predecoders:
             return self.primary
         return _built(self.fallback_name, self.dem_texts, "system.decoder.fallback.to")
 
@@ -58,11 +70,24 @@ class Decoders:
 
 
 def _built(
-    name: str, dem_texts: tuple[str, ...], where: str, sliding: tuple[int, int] | None = None
+    name: str,
+    dem_texts: tuple[str, ...],
+    where: str,
+    sliding: tuple[int, int] | None = None,
+    *,
+    predecoders: tuple[PredecoderConfig, ...] = (),
 ) -> TurnDecoders:
+    """Build a decoder; whatever stops it becomes one clear error before the first shot."""
     try:
-        return build_turns(name, dem_texts, sliding=sliding)
-    except ValueError as error:
+        return build_turns(name, dem_texts, sliding=sliding, predecoders=predecoders)
+    except RuntimeUnavailable as error:
+        raise DecoderError(
+            "the runtime of the pre-decoder is not available on this machine",
+            where="bind.decoder.predecoder",
+            got=predecoders[0].backend.name.lower(),
+            fix=str(error),
+        ) from error
+    except (ValueError, EngineError) as error:
         raise DecoderError(
             "the decoder cannot be built", where=where, got=name, fix=str(error)
         ) from error
@@ -77,7 +102,63 @@ def build_decoders(scenario: Scenario, models: Models) -> Decoders:
     """The decoders of a scenario, not built yet."""
     spec = scenario.system.decoder
     dem_texts = tuple(code.dem_text for code in models)
-    return Decoders(dem_texts, spec.primary, spec.fallback.to, spec.window.sliding)
+    return Decoders(
+        dem_texts,
+        spec.matcher,
+        spec.fallback.to,
+        spec.window.sliding,
+        predecoder_configs(scenario),
+    )
+
+
+def predecoder_configs(scenario: Scenario) -> tuple[PredecoderConfig, ...]:
+    """The pre-decoder of each model as plain data, for this process or a worker's; or none.
+
+    Raises:
+        DecoderError: the file is not the one that was checked.
+    """
+    from gpu_decoder.ising.config import PredecoderConfig
+
+    circuit, asked = scenario.system.qpu.circuit, scenario.system.decoder.predecoder
+    if asked is None or not isinstance(circuit, IsingCircuit):
+        return ()
+    binding, limits = scenario.profile.decoder, asked.threshold
+    _demand_same_file(asked)
+    return tuple(
+        PredecoderConfig(
+            distance=circuit.distance,
+            rounds=circuit.rounds,
+            basis=basis,
+            orientation=circuit.orientation,
+            weights=asked.path if asked.weights is not None else "",
+            model=asked.path if asked.model is not None else "",
+            rule=asked.rule or "",
+            keep_last=asked.residual == "keep_last",
+            threshold_data=None if limits is None else limits.data,
+            threshold_syndrome=None if limits is None else limits.syndrome,
+            backend=Backend[binding.predecoder.upper()],
+            precision=Precision[(binding.precision or "na").upper()],
+        )
+        for basis in circuit.bases
+    )
+
+
+def _demand_same_file(asked: PredecoderSpec) -> None:
+    """The decode library reads the file again: it must be the one whose hash is recorded."""
+    if not asked.path:
+        return
+    try:
+        digest = hashlib.sha256(Path(asked.path).read_bytes()).hexdigest()
+    except OSError as error:
+        digest = error.strerror or str(error)
+    if digest != asked.sha256:
+        raise DecoderError(
+            "the file of the pre-decoder changed after it was checked",
+            where="system.decoder.predecoder",
+            got=digest,
+            allowed=f"sha256 {asked.sha256}",
+            fix="begin again",
+        )
 
 
 def build_recorder(scenario: Scenario, cutter: BlockCutter, widths: ByteWidths) -> RecordBuilder:

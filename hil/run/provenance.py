@@ -12,7 +12,7 @@ from pathlib import Path
 
 import hil
 
-_PACKAGES = ("h5py", "numba", "numpy", "pymatching", "scipy", "simpy", "stim")
+_PACKAGES = ("h5py", "numba", "numpy", "onnxruntime", "pymatching", "scipy", "simpy", "stim")
 
 
 def software() -> dict[str, str]:

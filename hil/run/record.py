@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_decoder.protocol import Reason
+from gpu_decoder.protocol import Backend, Precision, PredecodeRecord, Reason
 from gpu_decoder.windows import WindowPlan
 from hil.device.sampler import BlockCutter, ShotBatch, event_counts
 from hil.errors import UsageError
@@ -21,6 +21,7 @@ from hil.scenario.model import DelayFault
 from hil.timebase import MISSING_PS
 from hil.trace.column import Array
 from hil.trace.schema import Block, ByteWidths, Dq, Record, block, code
+from hil.verdict.density import EventCounts
 
 Windows: TypeAlias = dict[str, NDArray[np.int64]]
 
@@ -39,6 +40,45 @@ STAMPS = (
 
 
 @dataclass(frozen=True, slots=True)
+class Predecoded:
+    """What pre-decoders did to the ``n`` shots of a batch; NONE, NA and -1 where none answered.
+
+    Attributes:
+        backend_requested, backend_executed: uint8 [n], ``Backend`` codes.
+        precision_requested, precision_executed: uint8 [n], ``Precision`` codes.
+        events_left: int64 [n], detection events that went on to the matching, or -1.
+    """
+
+    backend_requested: U8
+    backend_executed: U8
+    precision_requested: U8
+    precision_executed: U8
+    events_left: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, record: PredecodeRecord, answered: NDArray[np.bool_]) -> Predecoded:
+        """Columns of one record; ``answered`` bool [n] marks the shots that its chain answered."""
+
+        def column(code: int, none: int) -> U8:
+            return np.where(answered, code, none).astype(np.uint8)
+
+        return cls(
+            column(record.backend_requested, Backend.NONE),
+            column(record.backend_executed, Backend.NONE),
+            column(record.precision_requested, Precision.NA),
+            column(record.precision_executed, Precision.NA),
+            np.where(answered, record.residual_events, np.int64(-1)),
+        )
+
+    @property
+    def substituted(self) -> NDArray[np.bool_]:
+        """Bool [n]: another backend or precision ran than was asked for."""
+        backend = self.backend_requested != self.backend_executed
+        changed: NDArray[np.bool_] = backend | (self.precision_requested != self.precision_executed)
+        return changed
+
+
+@dataclass(frozen=True, slots=True)
 class Answers:
     """Raw answers of one batch.
 
@@ -48,6 +88,7 @@ class Answers:
             none did.
         window_events: int64 [n, w], events that each sliding window saw; ``None`` for whole shots.
         commits_b8: uint8 [n, w, ceil(O/8)], flips that each sliding window committed.
+        predecoded: what ran before the matching; ``None``: nothing does in this run.
     """
 
     predictions_b8: U8
@@ -55,6 +96,7 @@ class Answers:
     executed: U8
     window_events: NDArray[np.int64] | None = None
     commits_b8: U8 | None = None
+    predecoded: Predecoded | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +114,14 @@ class Driven:
     times: Timeline
     answers: Answers
     extra: Record = field(default_factory=dict)
+
+    @property
+    def events(self) -> EventCounts | None:
+        """Detection events before and behind the pre-decoder; ``None`` in a run without one."""
+        before = self.answers.predecoded
+        if before is None:
+            return None
+        return EventCounts(event_counts(self.batch.detectors_b8), before.events_left)
 
 
 @dataclass(frozen=True)
@@ -245,6 +295,14 @@ class RecordBuilder:
             end = windows["t_decode_end_ps"][rows].ravel()
             events = answers.window_events[rows].ravel()
             answer = answers.commits_b8[rows].reshape(rows.size * w, answers.commits_b8.shape[2])
+        left, columns = events, dict[str, Array]()
+        if answers.predecoded is not None:
+            columns = _predecoded_columns(answers.predecoded, times, rows)
+            left = np.where(
+                answers.predecoded.events_left[rows] < 0,
+                events,
+                answers.predecoded.events_left[rows],
+            )
         applied = times.t_applied_ps[rows]
         slack = np.full((rows.size, w), MISSING_PS, dtype=np.int64)
         slack[:, -1] = np.where(
@@ -268,14 +326,33 @@ class RecordBuilder:
             fallback=times.reason[rows],
             deadline_ps=times.deadline_ps[rows],
             slack_ps=slack.ravel(),
-            t_glob_start_ps=start,
+            t_glob_start_ps=columns.pop("t_glob_start_ps", start),
             t_glob_end_ps=end,
             time_source=code("decodes", "time_source", "measured" if self.measured else "modelled"),
             events_in=events,
-            events_out=events,
+            events_out=left,
             obs_pred_b8=answer,
             queue_depth=times.queue_depth[rows],
+            **columns,
         )
+
+
+def _predecoded_columns(
+    done: Predecoded, times: Timeline, rows: NDArray[np.int64]
+) -> dict[str, Array]:
+    """Columns of /decodes that tell of the pre-decoder; its stamps where they are known."""
+    pre_end = times.t_pre_end_ps[rows]
+    start = np.where(pre_end == MISSING_PS, MISSING_PS, times.t_decode_start_ps[rows])
+    matching = np.where(pre_end == MISSING_PS, times.t_decode_start_ps[rows], pre_end)
+    return {
+        "backend_requested": done.backend_requested[rows],
+        "backend_executed": done.backend_executed[rows],
+        "precision_requested": done.precision_requested[rows],
+        "precision_executed": done.precision_executed[rows],
+        "t_pre_start_ps": start,
+        "t_pre_end_ps": pre_end,
+        "t_glob_start_ps": matching,
+    }
 
 
 def _by_window(times: Timeline) -> Windows:
@@ -309,9 +386,10 @@ class Audit:
     def update(self, record: Record, driven: Driven) -> None:
         """Count over one batch."""
         times, answers = driven.times, driven.answers
-        self.counts["decoder.backend_mismatch"] += int(
-            (answers.requested != answers.executed).sum()
-        )
+        changed = answers.requested != answers.executed
+        if answers.predecoded is not None:
+            changed = changed | answers.predecoded.substituted
+        self.counts["decoder.backend_mismatch"] += int(changed.sum())
         applied = times.t_applied_ps[times.t_applied_ps != MISSING_PS]
         if applied.size:
             before = np.maximum.accumulate(np.concatenate([[self.last_applied_ps], applied]))

@@ -32,7 +32,7 @@ from hil.trace.reader import Trace, open_trace
 UNFINISHED: Final = ("running", "aborted", "recovered")
 """Exit statuses of a trace whose run can go on."""
 
-DECIDING: Final = ("hil", "numpy", "pymatching", "stim")
+DECIDING: Final = ("hil", "numpy", "onnxruntime", "pymatching", "stim")
 """Packages whose version decides syndromes, answers and times."""
 
 TRACE_NAMES: Final = ("trace.part.h5", "trace.h5", "earlier.part.h5", "earlier.h5")
@@ -66,13 +66,14 @@ class Earlier:
         """Answers of the primary to a batch: read where they are known, else decoded.
 
         Known are shots that the primary answered. Others (fallback, unanswered) are few. Sliding
-        windows are decoded again: what they cost depends on the events each of them saw, which
-        only decoding tells.
+        windows and shots behind a pre-decoder are decoded again: what they cost depends on the
+        events that each window saw, or that the pre-decoder left, which only decoding tells.
 
         Raises:
             TraceError: the earlier trace holds other syndromes: it is of another machine type.
         """
-        if self._trace is None or batch.first_shot >= self.n_shots or decoder.sliding:
+        again = decoder.sliding or decoder.predecoded
+        if self._trace is None or batch.first_shot >= self.n_shots or again:
             return decoder.decode_batch(batch.detectors_b8, batch.shots)
         end = min(self.n_shots, batch.first_shot + batch.n_shots)
         rows = self._trace.stream("shots", _COLUMNS, batch.first_shot, end)

@@ -23,7 +23,7 @@ from hil.run.parts import Decoders, board_mask, build_circuits, build_decoders
 from hil.run.record import Audit, Driven
 from hil.run.resume import Earlier
 from hil.scenario.load import Loaded
-from hil.scenario.model import UserCircuit
+from hil.scenario.model import Ising25Noise, IsingScalarNoise, UserCircuit
 from hil.trace.column import ByteWidths
 from hil.trace.meta import ModelMeta, TraceMeta
 from hil.verdict.judge import limits_of
@@ -94,7 +94,8 @@ def build_rig(loaded: Loaded) -> Rig:
 def build_meta(rig: Rig) -> TraceMeta:
     """Static content of the trace."""
     scenario, code = rig.loaded.scenario, rig.code
-    circuit = scenario.system.qpu.circuit
+    circuit, noise = scenario.system.qpu.circuit, scenario.system.qpu.noise
+    predecoder = scenario.system.decoder.predecoder
     resolved = rig.loaded.resolved
     system = resolved["system"]
     rig.fingerprint = {"primary": rig.decoders.primary.fingerprint()}
@@ -129,6 +130,10 @@ def build_meta(rig: Rig) -> TraceMeta:
         links=[{"name": name, **system["links"][name]} for name in ("up", "down")],
         boards=[{"name": name, **board} for name, board in system["rack"]["boards"].items()],
         matcher_id=rig.fingerprint["primary"]["decoder"],
+        predecoder_sha256=predecoder.sha256 if predecoder is not None else "",
+        noise_fingerprint=noise.parameters.fingerprint()
+        if isinstance(noise, Ising25Noise | IsingScalarNoise)
+        else "",
         layout=circuit.layout_document() if isinstance(circuit, UserCircuit) else {},
         more_models=tuple(_model_meta(model) for model in rig.models[1:]),
     )

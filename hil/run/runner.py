@@ -192,7 +192,9 @@ def _drive(
                 record["faults"] = faults
             if writer.append(record, block=not rig.loaded.profile.live):
                 faults = None
-            rig.metrics.update(record["shots"], windows, driven.times.window_service_ps)
+            rig.metrics.update(
+                record["shots"], windows, driven.times.window_service_ps, driven.events
+            )
             rig.audit.update(record, driven)
             rig.shots_done += driven.batch.n_shots
             progress(rig.shots_done, total)

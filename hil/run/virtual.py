@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from gpu_decoder.protocol import DecodedBatch, GlobalDecoder
 from hil.device.sampler import BlockCutter, ShotBatch, StimSampler, event_counts
-from hil.errors import DecoderError
 from hil.rack.pipeline import StageExecutor
 from hil.rack.plan import WorkloadSource
 from hil.rack.timeline import Path, Timeline, Workload
 from hil.run.parts import Decoders
-from hil.run.record import Answers, Driven
+from hil.run.primary import try_primary
+from hil.run.record import Answers, Driven, Predecoded
 from hil.run.resume import Earlier
 
 
@@ -51,33 +52,29 @@ def drive(
     """
     under_way: deque[tuple[ShotBatch, DecodedBatch]] = deque()
 
-    def primary(batch: ShotBatch) -> DecodedBatch:
+    def decode(batch: ShotBatch) -> DecodedBatch:
         if earlier is not None:
             return earlier.primary(batch, decoders.primary)
         return decoders.primary.decode_batch(batch.detectors_b8, batch.shots)
-
-    def decode(batch: ShotBatch) -> DecodedBatch:
-        try:
-            return primary(batch)
-        except ValueError as error:
-            raise DecoderError(
-                "the decoder refused a batch",
-                where=f"shots {batch.first_shot} to {batch.first_shot + batch.n_shots - 1}",
-                got=str(error),
-            ) from error
 
     def workloads() -> Iterator[Workload]:
         for batch in sampler.batches(n_shots):
             if stop():
                 return
-            decoded = decode(batch)
+            tried = try_primary(decoders.primary, batch, decode)
+            decoded, failed = tried.decoded, tried.failed
             under_way.append((batch, decoded))
             events = decoded.window_events
             if events is None:  # the whole shot is one window
                 events = event_counts(batch.detectors_b8)
             blocks = cutter.event_counts(batch.detectors_b8) if source.replays else None
-            work = source.workload(batch.batch, batch.first_shot, events, blocks)
-            del batch, decoded, events, blocks
+            before = decoded.predecoded
+            left = None if before is None else before.residual_events
+            work = source.workload(batch.batch, batch.first_shot, events, blocks, left)
+            if failed is not None:
+                forced = 0 if work.failed is None else work.failed
+                work = replace(work, failed=np.where(failed, failed, forced).astype(np.uint8))
+            del batch, tried, decoded, failed, events, blocks, before, left
             yield work
             del work
 
@@ -98,6 +95,7 @@ def _answers(
         )
         predictions[handed_over] = decoded.predictions_b8
         executed[handed_over] = decoded.executed
+    before = primary.predecoded
     unanswered = times.path == Path.UNANSWERED
     predictions[unanswered] = 0
     executed[unanswered] = GlobalDecoder.NONE
@@ -107,4 +105,5 @@ def _answers(
         executed.astype(np.uint8),
         primary.window_events,
         primary.commits_b8,
+        None if before is None else Predecoded.of(before, times.path == Path.PRIMARY),
     )

@@ -71,17 +71,44 @@ class NetworkBinding(Spec):
         return self
 
 
-_MODELLED: Final = ("service", "fallback_service", "deliver", "dispatch", "reply")
+_MODELLED: Final = (
+    "service",
+    "predecoder_service",
+    "fallback_service",
+    "deliver",
+    "dispatch",
+    "reply",
+)
+_OPTIONAL: Final = ("fallback_service", "predecoder_service")
+"""Times that a profile needs or not, as the decoder of the system is."""
+
+
+_PRECISIONS: Final = {"ort_cpu": ("fp32", "int8"), "openvino": ("fp32", "bf16", "int8")}
+"""Precisions in which a runtime on a processor really executes; of a GPU the engine decides."""
 
 
 class DecoderBinding(Spec):
     """How the decoder is realised and what its time costs."""
 
     node: Literal["in_process", "process"] = Field(description="Where the decoder runs.")
+    predecoder: Literal["ort_cpu", "openvino", "tensorrt", "tensorrt_rtx", "none"] = Field(
+        default="none", description="Runtime of the pre-decoder's network, none without a network."
+    )
+    precision: Literal["fp32", "fp16", "bf16", "fp8", "int8"] | None = Field(
+        default=None, description="Number format of the pre-decoder's network."
+    )
     time: Literal["modelled", "measured"] = Field(
         description="Charge modelled service times, or the clock."
     )
-    service: Service | None = Field(default=None, description="Primary decode (modelled).")
+    service: Service | None = Field(
+        default=None,
+        description="Primary decode (modelled); behind a pre-decoder the matching alone, "
+        "as a function of the events that are left.",
+    )
+    predecoder_service: Service | None = Field(
+        default=None,
+        description="Pre-decoder (modelled), as a function of the events of the raw syndrome.",
+    )
     fallback_service: Service | None = Field(
         default=None, description="Fallback decode (modelled)."
     )
@@ -96,6 +123,30 @@ class DecoderBinding(Spec):
     )
 
     @model_validator(mode="after")
+    def _runtime(self) -> DecoderBinding:
+        network = self.predecoder != "none"
+        if network == (self.precision is not None):
+            known = _PRECISIONS.get(self.predecoder)
+            if known is not None and self.precision not in known:
+                raise problem(
+                    "E513",
+                    f"{self.predecoder} does not compute in {self.precision}",
+                    got=str(self.precision),
+                    allowed=", ".join(known),
+                    fix=f"write precision: {known[0]}, or another predecoder",
+                    at="precision",
+                )
+            return self
+        raise problem(
+            "E202" if network else "E513",
+            "missing key 'precision'" if network else "precision without a network",
+            got=f"predecoder: {self.predecoder}",
+            allowed="a runtime with its precision, or none of both",
+            fix="add 'precision', for example fp32" if network else "remove precision",
+            at="precision",
+        )
+
+    @model_validator(mode="after")
     def _times(self) -> DecoderBinding:
         given = [name for name in _MODELLED if getattr(self, name) is not None]
         if self.time == "measured" and given:
@@ -107,7 +158,7 @@ class DecoderBinding(Spec):
                 fix="remove them, or write time: modelled",
                 at=given[0],
             )
-        missing = [name for name in _MODELLED if name not in given and name != "fallback_service"]
+        missing = [name for name in _MODELLED if name not in given and name not in _OPTIONAL]
         if self.time == "modelled" and missing:
             raise problem(
                 "E202",

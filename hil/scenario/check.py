@@ -13,6 +13,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from hil.scenario.check_expect import check_expectations
+from hil.scenario.check_predecoder import check_predecoder
 from hil.scenario.check_rack import check_links, check_rack
 from hil.scenario.check_window import check_window_metrics, check_windows
 from hil.scenario.expect import Expectation
@@ -126,6 +127,7 @@ def check_parts(parts: Parts, document: Document) -> Iterator[Problem]:
     if parts.decoder is not None:
         yield from check_windows(parts.decoder, parts.qpu, parts.rack, parts.bind, document)
         yield from check_window_metrics(parts.expect, parts.decoder, parts.qpu, document)
+        yield from check_predecoder(parts.decoder, parts.qpu, parts.bind, document)
     if parts.bind is not None:
         yield from _check_bind(parts.bind, parts.decoder, document)
         if parts.qpu is not None and parts.decoder is not None:
@@ -228,15 +230,16 @@ def _check_load(
 ) -> Iterator[Problem]:
     """E503: a queue whose work comes faster than it is done grows without end."""
     for name, profile in bind.profiles.items():
-        service = profile.decoder.service
-        if service is None:
+        services = (profile.decoder.predecoder_service, profile.decoder.service)
+        given = [service for service in services if service is not None]
+        if profile.decoder.service is None:
             continue
-        mean = mean_service_ps(service)
+        mean = sum(map(mean_service_ps, given))
         server, period = _server(decoder, qpu)
         load = mean / period
         if load < HIGH_LOAD:
             continue
-        at_least = "at least " if isinstance(service.model, ByEvents) else ""
+        at_least = "at least " if any(isinstance(s.model, ByEvents) for s in given) else ""
         found = document.problem(
             "E503",
             ("bind", "profiles", name, "decoder", "service"),

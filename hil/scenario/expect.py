@@ -15,7 +15,7 @@ from hil.scenario.problems import did_you_mean
 from hil.scenario.system import Hop
 from hil.units import TIME, QuantityError, parse_time_ps
 
-MetricKind: TypeAlias = Literal["latency", "rate", "slope", "count", "load"]
+MetricKind: TypeAlias = Literal["latency", "rate", "slope", "count", "load", "ratio"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Metric:
     Attributes:
         name: as written in ``expect``.
         kind: latency (quantile of a hop), rate (per shot), slope (time per shot), count, load (a
-            mean time over the time there is for it).
+            mean time over the time there is for it), ratio (of two sums over the run).
         unit: unit of limits: ``ps``, ``1``, ``ps/shot`` or ``count``.
         what: one line for people.
     """
@@ -93,6 +93,11 @@ def _metrics() -> dict[str, Metric]:
             "Growth of the end-to-end latency of answered shots from shot to shot",
         ),
         Metric(
+            "predecoder.density_reduction", "ratio", "1",
+            "Detection events of the raw syndromes / events that the pre-decoder left to the "
+            "matching, over the shots that it answered",
+        ),
+        Metric(
             "decoder.backend_mismatch", "count", "count",
             "Answers whose executed decoder, backend or precision is not the requested one",
         ),
@@ -129,6 +134,7 @@ _KEYS_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "slope": ("metric", "max", "min", "marginal", "confidence", "scope"),
     "count": ("metric", "equals", "scope"),
     "load": ("metric", "max", "min", "marginal", "confidence", "scope"),
+    "ratio": ("metric", "max", "min", "marginal", "confidence", "scope"),
 }
 
 
@@ -193,8 +199,8 @@ class Expectation(Spec):
             return value
         if metric.kind == "rate":
             return _rate_limit(value)
-        if metric.kind == "load":
-            return _load_limit(value)
+        if metric.kind in ("load", "ratio"):
+            return _positive_limit(value, metric.kind)
         limit = _time_limit(value)
         if metric.kind == "latency" and limit <= 0:
             raise problem("E205", "out of range", got=str(value), allowed="> 0ps", fix="write 60us")
@@ -296,6 +302,7 @@ _EXAMPLES: Final[Mapping[str, Mapping[str, str]]] = {
     "slope": {"max": "1ns"},
     "count": {"equals": "0"},
     "load": {"max": "0.9"},
+    "ratio": {"min": "3.0"},
 }
 
 
@@ -312,18 +319,19 @@ def keys_of(metric: Metric) -> tuple[str, ...]:
     return _KEYS_OF[metric.kind]
 
 
-def _load_limit(value: object) -> object:
+_POSITIVE: Final[Mapping[str, tuple[str, str]]] = {
+    "load": ("> 0; below 1 the decoder keeps up", "write for example 0.9"),
+    "ratio": ("> 0; above 1 the pre-decoder thins out", "write for example 3.0"),
+}
+
+
+def _positive_limit(value: object, kind: str) -> object:
+    allowed, fix = _POSITIVE[kind]
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise problem(
-            "E203", "wrong type", got=str(value), allowed="a number", fix="write for example 0.9"
-        )
+        raise problem("E203", "wrong type", got=str(value), allowed="a number", fix=fix)
     if not 0 < value < float("inf"):
         raise problem(
-            "E205",
-            "limit of a load out of range",
-            got=f"{value:g}",
-            allowed="> 0; below 1 the decoder keeps up",
-            fix="write for example 0.9",
+            "E205", f"limit of a {kind} out of range", got=f"{value:g}", allowed=allowed, fix=fix
         )
     return value
 

@@ -45,6 +45,14 @@ _KINDS: Final[Mapping[MetricKind, tuple[str, str, str]]] = {
         ),
         "`clean` (default) or `all`",
     ),
+    "ratio": (
+        "Ratios",
+        (
+            "Ratio of two sums over the run, judged by the t interval of the ratios of 20 "
+            "stretches of shots at `confidence`."
+        ),
+        "`clean` (default) or `all`",
+    ),
     "count": (
         "Counts",
         (
@@ -90,7 +98,7 @@ def _section(kind: MetricKind) -> str:
 
 def _row(metric: Metric) -> str:
     named = {"1": "per shot", "ps": "time", "ps/shot": "time per shot"}
-    unit = "ratio" if metric.kind == "load" else named.get(metric.unit, metric.unit)
+    unit = "ratio" if metric.kind in ("load", "ratio") else named.get(metric.unit, metric.unit)
     return f"| `{metric.name}` | {unit} | {metric.what}. | `{example(metric)}` |"
 
 

@@ -20,6 +20,7 @@ from hil.scenario.bind import (
 )
 from hil.scenario.expect import METRICS, Expectation, Metric
 from hil.scenario.fields import DurationPs, Id, Names, PeriodPs, Spec, as_tuple, problem
+from hil.scenario.ising import Ising25Noise, IsingCircuit, IsingScalarNoise
 from hil.scenario.latency import (
     Const,
     Cycles,
@@ -30,6 +31,7 @@ from hil.scenario.latency import (
     Normal,
     Recorded,
 )
+from hil.scenario.predecoder import PredecoderSpec, ThresholdSpec
 from hil.scenario.qpu import (
     Basis,
     CircuitNoise,
@@ -241,6 +243,9 @@ __all__ = [
     "FourNoise",
     "GeneratedCircuit",
     "Hop",
+    "Ising25Noise",
+    "IsingCircuit",
+    "IsingScalarNoise",
     "Latency",
     "Level",
     "LinksSpec",
@@ -249,6 +254,7 @@ __all__ = [
     "NetworkBinding",
     "NoiseSpec",
     "Normal",
+    "PredecoderSpec",
     "Primary",
     "QpuSpec",
     "RackBinding",
@@ -264,6 +270,7 @@ __all__ = [
     "StallFault",
     "Stream",
     "SystemSpec",
+    "ThresholdSpec",
     "UniformNoise",
     "UpLinkSpec",
     "UserCircuit",

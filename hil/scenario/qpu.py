@@ -10,6 +10,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from hil.scenario.fields import PeriodPs, Probability, Spec, as_tuple, from_text, problem
 from hil.scenario.files import read_named
+from hil.scenario.ising import Ising25Noise, IsingCircuit, IsingScalarNoise
 from hil.scenario.user_circuit import (
     check_rounds,
     decoded,
@@ -213,7 +214,9 @@ class UserCircuit(Spec):
         return {"board": list(boards), "channel": list(channels)}
 
 
-CircuitSpec: TypeAlias = Annotated[GeneratedCircuit | UserCircuit, Field(discriminator="family")]
+CircuitSpec: TypeAlias = Annotated[
+    GeneratedCircuit | UserCircuit | IsingCircuit, Field(discriminator="family")
+]
 """The experiment, chosen by ``family``."""
 
 
@@ -271,13 +274,15 @@ class CircuitNoise(Spec):
 
 
 NoiseSpec: TypeAlias = Annotated[
-    UniformNoise | FourNoise | Si1000Noise | CircuitNoise, Field(discriminator="model")
+    UniformNoise | FourNoise | Si1000Noise | CircuitNoise | Ising25Noise | IsingScalarNoise,
+    Field(discriminator="model"),
 ]
 """Noise of the circuit, chosen by ``model``."""
 
 _NOISE_OF: Final = {
     "stim_generated": ("stim_uniform", "stim4", "si1000"),
     "user_stim": ("from_circuit", "si1000"),
+    "ising_memory": ("ising25", "ising_scalar"),
 }
 """Noise models that a family takes."""
 

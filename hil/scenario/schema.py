@@ -48,6 +48,7 @@ def json_schema() -> dict[str, Any]:
                 entry["additionalProperties"] = False
     defs["GeneratedCircuit"]["required"].remove("basis")
     defs["GeneratedCircuit"]["anyOf"] = [{"required": ["basis"]}, {"required": ["task"]}]
+    defs["PredecoderSpec"]["properties"]["threshold"]["anyOf"].insert(0, {"type": "number"})
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "hil.scenario/1",

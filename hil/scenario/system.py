@@ -16,6 +16,7 @@ from hil.scenario.fields import (
     problem,
 )
 from hil.scenario.latency import EvidenceField, Latency, check_evidence
+from hil.scenario.predecoder import GlobalName, PredecoderSpec
 from hil.scenario.qpu import QpuSpec
 from hil.scenario.rack import RackSpec
 from hil.units import format_time
@@ -44,7 +45,7 @@ Hop: TypeAlias = Literal[
     "downlink",
     "apply",
 ]
-Primary: TypeAlias = Literal["pymatching_corr", "pymatching"]
+Primary: TypeAlias = Literal["ising", "pymatching_corr", "pymatching"]
 FallbackReason: TypeAlias = Literal["deadline", "queue_full", "transport_loss"]
 
 
@@ -154,7 +155,7 @@ class RingSpec(Spec):
 class FallbackSpec(Spec):
     """What answers when the primary decoder cannot."""
 
-    to: Primary = Field(description="Fallback decoder.")
+    to: GlobalName = Field(description="Fallback decoder, always on the raw syndrome.")
     policy: Literal["on_deadline", "never"] = Field(description="Whether it is used.")
     workers: int = Field(default=1, ge=1, le=256, description="Workers of its own.")
     primary_deadline_ps: PeriodPs | None = Field(
@@ -200,10 +201,20 @@ class DecoderSpec(Spec):
     workers: int = Field(ge=1, le=256, description="Primary workers.")
     ring: RingSpec = Field(description="Receive ring.")
     primary: Primary = Field(description="Decoder that is asked first.")
+    predecoder: PredecoderSpec | None = Field(
+        default=None, description="primary: ising: the pre-decoder and the matcher behind it."
+    )
     fallback: FallbackSpec = Field(description="What answers in its place.")
     on_node_lost: Literal["fail", "in_process"] = Field(
         default="fail", description="When the node dies: rig error, or go on in process."
     )
+
+    @property
+    def matcher(self) -> GlobalName:
+        """The decoder that finishes what the primary begins; without a pre-decoder all of it."""
+        if self.predecoder is not None:
+            return self.predecoder.global_
+        return "pymatching" if self.primary == "pymatching" else "pymatching_corr"
 
     @model_validator(mode="after")
     def _deadlines(self) -> DecoderSpec:
@@ -220,10 +231,37 @@ class DecoderSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _predecoded(self) -> DecoderSpec:
+        given = self.predecoder is not None
+        if given == (self.primary == "ising"):
+            return self
+        raise problem(
+            "E513" if given else "E202",
+            f"a pre-decoder beside primary: {self.primary}"
+            if given
+            else "missing key 'predecoder'",
+            got=f"primary: {self.primary}",
+            allowed="primary: ising with predecoder",
+            fix="write primary: ising, or remove predecoder"
+            if given
+            else "add 'predecoder', for example {rule: isolated_pair}",
+            at="predecoder",
+        )
+
+    @model_validator(mode="after")
     def _streaming(self) -> DecoderSpec:
         """A window hands its defects on to the next: no second decoder can take over halfway."""
         if self.window.sliding is None:
             return self
+        if self.primary == "ising":
+            raise problem(
+                "E506",
+                "a pre-decoder does not go with sliding windows",
+                got="window.mode: sliding, primary: ising",
+                allowed="window.mode: shot: it masks the first and the last round of a whole shot",
+                fix="write window: {mode: shot}, or primary: pymatching",
+                at="primary",
+            )
         if self.fallback.policy != "never":
             raise problem(
                 "E513",

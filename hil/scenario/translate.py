@@ -19,6 +19,7 @@ _WRONG_TYPE: Final[Mapping[str, str]] = {
     "string_type": "a text",
     "int_type": "a whole number",
     "float_type": "a number",
+    "finite_number": "a finite number",
     "bool_type": "true or false",
     "dict_type": "a mapping",
     "model_type": "a mapping",

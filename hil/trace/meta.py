@@ -100,6 +100,9 @@ class TraceMeta:
         links: one mapping per link with its ``name`` and resolved properties.
         boards: one mapping per board with its ``name`` and resolved properties.
         matcher_id: identity of the matcher of epoch 0.
+        predecoder_sha256: of the file of the pre-decoder of epoch 0, empty without one.
+        noise_fingerprint: SHA-256 by which the noise model is known elsewhere; empty: that of the
+            noise section.
         run_id: UUID of the run.
         created_utc: ISO 8601 with Z.
     """
@@ -135,6 +138,8 @@ class TraceMeta:
     links: Sequence[Json] = ()
     boards: Sequence[Json] = ()
     matcher_id: str = ""
+    predecoder_sha256: str = ""
+    noise_fingerprint: str = ""
     run_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     created_utc: str = field(default_factory=_utc_now)
 
@@ -178,8 +183,8 @@ class TraceMeta:
 
     @property
     def noise_sha256(self) -> str:
-        """SHA-256 of the canonical JSON of the noise section."""
-        return sha256_text(canonical_json(self.noise))
+        """Fingerprint of the noise: its own, or the SHA-256 of the JSON of its section."""
+        return self.noise_fingerprint or sha256_text(canonical_json(self.noise))
 
     def first_epoch(self) -> Block:
         """Row of epoch 0 for /epochs."""
@@ -195,6 +200,7 @@ class TraceMeta:
             params_sha256=sha256_text(canonical_json(self.params)),
             dem_sha256=sha256_text(self.dem),
             matcher_id=clip("epochs", "matcher_id", self.matcher_id),
+            predecoder_sha256=self.predecoder_sha256,
             noise_sha256=self.noise_sha256,
             n_detectors=self.n_detectors,
             n_observables=self.n_observables,

@@ -6,13 +6,14 @@ Formulas and their sources: ``docs/verdict.md``.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hil.errors import UsageError
-from hil.verdict import load, stats
+from hil.verdict import density, load, stats
 from hil.verdict.group import LATENCIES, Group, groups_of, latency_name, watch_name
 from hil.verdict.histogram import Histogram
 from hil.verdict.measured import Clusters, Measured, NotMeasuredError
@@ -46,18 +47,21 @@ def measure(metrics: Metrics, metric: str, stat: str, confidence: float, scope: 
         return _quantile(metrics, metric, stat, confidence, scope)
     if metric in RATE_METRICS:
         return _rate(metrics, metric, confidence, scope)
-    if metric == "ler.per_round":
-        return _per_round(metrics, confidence, scope)
+    if metric in _BY_NAME:
+        return _BY_NAME[metric](metrics, confidence, scope)
     if metric == load.METRIC:
         services = [metrics.services[name] for name in groups_of(scope)]
         return load.measure(services, metrics.window_time_ps, confidence, scope, metrics.time_label)
-    if metric == "backlog.slope":
-        return _slope(metrics, confidence, scope)
     if metric in metrics.counts or metric in COUNT_METRICS:
         return _count(metrics, metric)
     known = [*(f"latency.{name}" for name in LATENCIES), "reaction_time", *RATE_METRICS]
-    known += ["backlog.slope", load.METRIC]
+    known += ["backlog.slope", load.METRIC, density.METRIC]
     raise UsageError("no such metric", got=metric, allowed=", ".join((*known, *COUNT_METRICS)))
+
+
+def _density(metrics: Metrics, confidence: float, scope: str) -> Measured:
+    groups = [metrics.density[name] for name in groups_of(scope)]
+    return density.measure(groups, confidence, scope)
 
 
 def exceedance(
@@ -265,3 +269,11 @@ def _count(metrics: Metrics, metric: str) -> Measured:
         method="exact",
         label="every event counted",
     )
+
+
+_BY_NAME: Final[dict[str, Callable[[Metrics, float, str], Measured]]] = {
+    "ler.per_round": _per_round,
+    "backlog.slope": _slope,
+    density.METRIC: _density,
+}
+"""Figures that need nothing but metrics, confidence and scope."""

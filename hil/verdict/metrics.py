@@ -17,6 +17,7 @@ from hil.errors import RigError, UsageError
 from hil.trace.schema import Dq
 from hil.verdict import figures
 from hil.verdict.accumulate import Episodes
+from hil.verdict.density import EventCounts, EventSums
 from hil.verdict.figures import COUNT_METRICS, RATE_METRICS
 from hil.verdict.group import (
     GROUPS,
@@ -104,6 +105,7 @@ class Metrics:
         }
         self.window_time_ps = window_time_ps
         self.services = {name: WindowServices() for name in GROUPS}
+        self.density = {name: EventSums() for name in GROUPS}
         self._next_shot = 0
 
     @property
@@ -119,6 +121,7 @@ class Metrics:
         shots: Mapping[str, NDArray[np.generic]],
         windows: Mapping[str, NDArray[np.int64]],
         window_service_ps: NDArray[np.int64] | None = None,
+        events: EventCounts | None = None,
     ) -> None:
         """Add a batch of shots, ascending and behind all shots added before.
 
@@ -128,6 +131,7 @@ class Metrics:
             windows: stamps of each shot's last block, int64 [n], columns of /rounds
                 ``t_intended_ps`` ... ``t_applied_ps``; empty if there are none.
             window_service_ps: int64 [n, w], service time of each sliding window.
+            events: detection events before and behind a pre-decoder.
 
         Raises:
             RigError: the columns contradict each other: shots out of order, warm-up marks that
@@ -151,8 +155,11 @@ class Metrics:
         parts = _split(marks)
         for name, chosen in parts.items():
             self.groups[name].update(batch if chosen is None else batch.take(chosen))
+            rows = slice(None) if chosen is None else chosen
+            if events is not None:
+                part = EventCounts(events.before[rows], events.left[rows])
+                self.density[name].update(position[rows], part)
             if window_service_ps is not None:
-                rows = slice(None) if chosen is None else chosen
                 self.services[name].update(position[rows], window_service_ps[rows])
         clean = parts.get("clean", _NOTHING)
         for name in self.columns:

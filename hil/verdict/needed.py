@@ -30,7 +30,7 @@ def total_shots(
     """
     if spec.kind == "slope":
         return _slope(measured, limit)
-    if spec.kind == "load":
+    if spec.kind in ("load", "ratio"):
         return None
     if spec.kind == "latency":
         rate = metrics.exceedance(spec.metric, int(limit), measured.confidence, measured.scope)

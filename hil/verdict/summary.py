@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gpu_decoder.protocol import Reason
 from gpu_decoder.windows import WindowPlan
 from hil.scenario.expect import Expectation
 from hil.timebase import MISSING_PS
 from hil.trace.extras import HopSummary, TraceExtras
 from hil.trace.schema import Block, ByteWidths, Record, block, clip, code
 from hil.verdict import stats
+from hil.verdict.density import EventCounts
 from hil.verdict.group import END_TO_END, GROUPS, HOPS, LATENCIES, latency_name
 from hil.verdict.histogram import Histogram
 from hil.verdict.judge import Judgement, Verdict, limits_of
@@ -112,8 +114,8 @@ def from_trace(trace: Trace) -> Metrics:
 
     Rates, end-to-end latency and backlog come from /shots. Hops come from the rows of /rounds at
     record level ``rounds`` and from /summary at level ``shots``, where /rounds holds exceptions
-    only (clusters of late hops and the load of windows are not known then). Counts that a file
-    does not hold stay unmeasured.
+    only (clusters of late hops, the load of windows and what a pre-decoder left are not known
+    then). Counts that a file does not hold stay unmeasured.
     """
     resolved = trace.meta["resolved"]
     qpu, decoder = resolved["system"]["qpu"], resolved["system"]["decoder"]
@@ -137,6 +139,7 @@ def from_trace(trace: Trace) -> Metrics:
             record["shots"],
             last_blocks(record) if full else {},
             _window_services(record, decoder.get("window", {})) if full else None,
+            _events(record) if decoded and decoder.get("predecoder") else None,
         )
         if decoded:
             metrics.add_counts(_decode_counts(record))
@@ -169,6 +172,21 @@ def _window_services(record: Record, window: Mapping[str, Any]) -> NDArray[np.in
     row = shots["first_round_row"].astype(np.int64)[:, np.newaxis] + plan.first_round
     start, end = rounds["t_decode_start_ps"][row], rounds["t_decode_end_ps"][row]
     return np.where(start == MISSING_PS, MISSING_PS, end - start)
+
+
+def _events(record: Record) -> EventCounts:
+    """Events before and behind the pre-decoder, per shot; -1 where the fallback or nobody answered.
+
+    A shot that the pre-decoder answered has one row of /decodes without a reason to fall back.
+    """
+    decodes, shots = record["decodes"], record["shots"]
+    own = decodes["fallback"] == Reason.NONE
+    rows = np.searchsorted(shots["shot"], decodes["shot"][own])
+    before = np.zeros(shots["shot"].shape, np.int64)
+    left = np.full(shots["shot"].shape, -1, np.int64)
+    before[rows] = decodes["events_in"][own]
+    left[rows] = decodes["events_out"][own]
+    return EventCounts(before, left)
 
 
 def _decode_counts(record: Record) -> dict[str, int]:

@@ -154,7 +154,7 @@ def test_schema_accepts_valid_files(path: Path) -> None:
         ("system.qpu.round_period", 1.1),
         ("system.qpu.round_period", "1.1"),
         ("system.decoder.workers", 0),
-        ("system.decoder.primary", "ising"),
+        ("system.decoder.primary", "union_find"),
         ("system.decoder.ring.when_full", "conceal"),
         ("run.warmup", {}),
         ("run.seed", "7"),

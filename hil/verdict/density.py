@@ -1,0 +1,90 @@
+"""How much a pre-decoder thins out the syndromes: events before it over events behind it.
+
+Only shots that it answered count. Shots depend on each other where noise drifts; bounds come from
+the ratios of 20 long stretches of shots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hil.verdict import stats
+from hil.verdict.accumulate import BatchTable
+from hil.verdict.measured import Measured, NotMeasuredError
+
+I64 = NDArray[np.int64]
+
+METRIC: Final = "predecoder.density_reduction"
+EVENTS_PER_BATCH: Final = 10
+"""Fewest events left in each stretch: the ratio of small sums is biased."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventCounts:
+    """Detection events of ``n`` shots.
+
+    Attributes:
+        before: int64 [n], of the raw syndrome.
+        left: int64 [n], behind the pre-decoder; -1 where it did not answer.
+    """
+
+    before: I64
+    left: I64
+
+
+class EventSums:
+    """Sums of events before and behind the pre-decoder, over stretches of shots."""
+
+    __slots__ = ("table",)
+
+    def __init__(self) -> None:
+        self.table = BatchTable(("shots", "before", "left"))
+
+    def update(self, position: I64, events: EventCounts) -> None:
+        """Add shots at ``position``, int64 [n] ascending."""
+        done = events.left >= 0
+        self.table.update(
+            position,
+            {
+                "shots": done,
+                "before": np.where(done, events.before, 0),
+                "left": np.where(done, events.left, 0),
+            },
+        )
+
+
+def measure(groups: Sequence[EventSums], confidence: float, scope: str) -> Measured:
+    """Events before over events left, all shots together.
+
+    Raises:
+        NotMeasuredError: no pre-decoder answered, or no event is left at all.
+    """
+    table = groups[0].table.copy()
+    for other in groups[1:]:
+        table.merge(other.table)
+    sums = table.batches()
+    before, left = int(sums["before"].sum()), int(sums["left"].sum())
+    if not int(sums["shots"].sum()):
+        raise NotMeasuredError("no pre-decoder answered", where=f"{METRIC}, scope {scope}")
+    if not left:
+        raise NotMeasuredError("no event is left", where=METRIC, got=f"{before} events before")
+    enough = int(sums["left"].min()) >= EVENTS_PER_BATCH
+    ratios = sums["before"] / np.maximum(sums["left"], 1)
+    return Measured(
+        metric=METRIC,
+        stat="",
+        scope=scope,
+        value=before / left,
+        lower=stats.mean_lower_bound(ratios, confidence) if enough else None,
+        upper=-stats.mean_lower_bound(-ratios, confidence) if enough else None,
+        unit="1",
+        n=int(sums["shots"].sum()),
+        confidence=confidence,
+        method=f"one-sided t bounds from the ratios of {ratios.size} stretches of shots",
+        label="detection events of answered shots",
+    )
