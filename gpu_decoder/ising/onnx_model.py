@@ -91,8 +91,15 @@ def build_onnx(
         The file; equal for equal arguments.
 
     Raises:
+        ModelMismatchError: the weights name the orientation that they were trained on, and it is
+            another one: order of the CNOTs and edges differ, and with them what errors look like.
         ValueError: a threshold is not finite.
     """
+    trained, wanted = weights.metadata.get("orientation"), layout.geometry.orientation
+    if trained is not None and trained != wanted:
+        raise ModelMismatchError(
+            f"the weights were trained on orientation {trained}, the circuit has {wanted}"
+        )
     for name, value in (("data", threshold_data), ("syndrome", threshold_syndrome)):
         if not np.isfinite(value):
             raise ValueError(f"threshold {value!r} for {name}, allowed: a finite number")

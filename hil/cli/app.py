@@ -15,6 +15,8 @@ from hil.cli import (
     check,
     circuit,
     decoder,
+    decoder_judge,
+    decoder_train,
     doctor,
     init,
     listing,
@@ -44,6 +46,8 @@ app.add_typer(wire.app, name="wire")
 app.add_typer(node.app, name="node")
 app.add_typer(bench.app, name="bench")
 app.add_typer(rack.app, name="rack")
+decoder.app.command()(decoder_train.train)
+decoder.app.command()(decoder_judge.judge)
 app.add_typer(decoder.app, name="decoder")
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hil.errors import MissingExtraError, RigError, UsageError
 from hil.run.interrupt import Interrupt
+from hil.run.provenance import software
 
 if TYPE_CHECKING:
     from gpu_decoder.ising.training.config import TrainingConfig
@@ -94,7 +95,7 @@ def train(
         training.run(report, lambda: bool(interrupt))
         if training.step < config.steps:
             return Trained(None, training.step, config.steps, interrupt.name)
-        path = _write(training, folder, {"torch": torch.__version__})
+        path = _write(training, folder, {**software(), "torch": torch.__version__})
     except ValueError as error:
         raise UsageError(str(error), where=str(folder)) from error
     except OSError as error:
@@ -104,7 +105,7 @@ def train(
     return Trained(path, training.step, config.steps, "")
 
 
-def _write(training: Training, folder: Path, software: dict[str, str]) -> Path:
+def _write(training: Training, folder: Path, versions: dict[str, str]) -> Path:
     """Averaged weights as SafeTensors, and beside them what they come from."""
     from gpu_decoder.ising.network import architecture
     from gpu_decoder.ising.weights import Weights, save_weights
@@ -116,7 +117,7 @@ def _write(training: Training, folder: Path, software: dict[str, str]) -> Path:
         "steps": training.step,
         "shots": training.shots,
         "seconds": round(training.seconds),
-        "software": software,
+        "software": versions,
         "noise_sha256": {f"{model} p={p:g}": digest for (model, p), digest in noises},
     }
     weights = Weights(
