@@ -43,7 +43,7 @@ def run_trial(
     plan = Plan(subject, shots, purpose, seed)
     try:
         estimate = hours(plan, processes)
-    except (RuntimeUnavailable, ImportError) as error:
+    except RuntimeUnavailable as error:
         raise MissingExtraError("the runtime is not installed", got=str(error)) from error
     tell(
         f"{sum(shots.values()):,} shots in {len(shots)} cells, {processes} processes: about "
