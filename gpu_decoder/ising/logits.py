@@ -22,7 +22,7 @@ class Logits:
 
     Raises:
         ValueError: another backend.
-        ImportError: the backend's package is not installed.
+        RuntimeUnavailable: the backend's package is not installed.
     """
 
     def __init__(self, weights: Weights, layout: Layout, backend: Backend) -> None:
@@ -39,9 +39,9 @@ class Logits:
             )
             self._run: Any = lambda grid: session.run(None, {"grid": grid})[0]
         elif backend == Backend.OPENVINO:
-            import openvino
+            from gpu_decoder.runtime.openvino import import_openvino
 
-            core = openvino.Core()
+            core = import_openvino().Core()
             settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": "1"}
             compiled = core.compile_model(core.read_model(model), "CPU", settings)
             request: Any = compiled.create_infer_request()

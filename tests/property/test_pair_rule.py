@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpu_decoder.ising.circuit import memory_circuit
+from gpu_decoder.ising.config import PredecoderConfig, build_predecoder
 from gpu_decoder.ising.geometry import geometry
 from gpu_decoder.ising.noise import IsingScalar
 from gpu_decoder.ising.pair_rule import PairRule
+from gpu_decoder.ising.pipeline import IsingDecoder
 from gpu_decoder.ising.predecoder import Predecoded
 from gpu_decoder.protocol import Backend, Precision, U8Array
 from hil.seeds import generator
@@ -114,6 +116,25 @@ def test_by_example() -> None:
     ):
         assert (pre_l, tuple(np.flatnonzero(row))) == (flip, left), fired
     assert found.fingerprint().keys() == {"predecoder", "predecoder_dem_sha256"}
+
+
+def test_behind_the_interface_of_all_decoders() -> None:
+    circuit = memory_circuit(geometry(3, "XV"), 3, "X", IsingScalar(0.01))
+    model = str(circuit.detector_error_model(decompose_errors=True))
+    config = PredecoderConfig(
+        distance=3, rounds=3, basis="X", orientation="XV", rule="isolated_pair",
+        backend=Backend.NONE, precision=Precision.NA,
+    )  # fmt: skip
+    decoder = IsingDecoder(model, build_predecoder(config, model))
+    detectors, truth = circuit.compile_detector_sampler(seed=3).sample(
+        400, separate_observables=True, bit_packed=True
+    )
+    answer = decoder.decode_batch(detectors)
+    assert answer.predecoded is not None
+    assert answer.predecoded.residual_events.sum() < np.bitwise_count(detectors).sum()
+    assert (answer.predictions_b8 != truth).mean() < 0.2
+    for row, one in zip(detectors[:50], answer.predictions_b8[:50], strict=True):
+        np.testing.assert_array_equal(decoder.decode_one(row), one)
 
 
 def test_what_is_refused() -> None:

@@ -130,7 +130,8 @@ def run_campaign(
         The tally of each cell.
 
     Raises:
-        RigError: a ledger is damaged or of another trial, or a worker died.
+        RigError: a ledger is damaged or of another trial, a worker died, or Ctrl-C: blocks under
+            way are then finished and counted first.
     """
     folder = work / plan.purpose
     folder.mkdir(parents=True, exist_ok=True)
@@ -169,6 +170,14 @@ def run_campaign(
                 cell, k = jobs.pop(job)
                 ledgers[cell].add(k, job.result())
                 progress.done(cell, k, ledgers[cell])
+    except KeyboardInterrupt:
+        pool.shutdown(wait=True, cancel_futures=True)
+        for job, (cell, k) in jobs.items():
+            if not job.cancelled() and job.exception() is None:
+                ledgers[cell].add(k, job.result())
+        raise RigError(
+            "interrupted", where=str(folder), fix="the same command goes on with what is counted"
+        ) from None
     except (OSError, BrokenProcessPool) as error:
         raise RigError(
             "the trial cannot go on",

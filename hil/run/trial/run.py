@@ -43,11 +43,11 @@ def run_trial(
     plan = Plan(subject, shots, purpose, seed)
     try:
         estimate = hours(plan, processes)
-    except (RuntimeUnavailable, ImportError) as error:
+    except RuntimeUnavailable as error:
         raise MissingExtraError("the runtime is not installed", got=str(error)) from error
     tell(
         f"{sum(shots.values()):,} shots in {len(shots)} cells, {processes} processes: about "
-        f"{estimate:.1f} hours if nothing is counted yet"
+        f"{estimate:.1f} hours on idle cores if nothing is counted yet"
     )
     return run_campaign(plan, work, processes=processes, tell=tell)
 
