@@ -2,7 +2,8 @@
 
 What one captured graph does: the offsets of the messages go to the device, ``form_detectors``
 writes the engine's input, the engine runs, ``pack_output`` packs its output, the packed bits come
-back. The host touches no detector.
+back. The host touches no detector. Headers and checksums of the messages are not looked at here:
+whoever passes an offset knows that a whole message of the expected shot lies there.
 """
 
 from __future__ import annotations

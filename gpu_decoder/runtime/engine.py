@@ -73,7 +73,7 @@ class EngineExecution:
             plan = build_plan(
                 trt, product, onnx_bytes, precision, batch, self.n_inputs, driver.capability
             ).data
-            cache.store(self.key, plan)
+            _keep(cache, self.key, plan)
         self._owners: list[object] = []
         self._plan_sha256 = hashlib.sha256(plan).hexdigest()
         with ExitStack() as undo:
@@ -284,6 +284,17 @@ def engine_key(
         precision=precision.name,
         batch=batch,
     )
+
+
+def _keep(cache: EngineCache, key: EngineKey, plan: bytes) -> None:
+    try:
+        cache.store(key, plan)
+    except OSError as error:
+        raise EngineError(
+            f"the engine cannot be kept in {cache.folder}: {error}; set XDG_CACHE_HOME to a folder "
+            "that can be written",
+            Reason.ENGINE_MISSING,
+        ) from error
 
 
 def _context(trt: ModuleType, product: api.Product, engine: api.Engine) -> api.Context | None:

@@ -152,6 +152,15 @@ def test_an_engine_is_built_once_and_kept_by_all_that_matters(bench: Bench) -> N
     assert len(bench.trt.built) == 4, "a damaged engine is not silently built anew"
 
 
+def test_an_engine_that_cannot_be_kept_is_said(bench: Bench, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    bench.cache = EngineCache(blocked / "below")
+    with pytest.raises(EngineError, match=r"cannot be kept in .*below: .*set XDG_CACHE_HOME"):
+        bench.runtime()
+    assert not +bench.cuda.live
+
+
 @pytest.mark.parametrize(
     ("change", "text", "reason"),
     [
