@@ -315,7 +315,7 @@ def _services(
 
     The pre-decoder and the fallback see ``events``, the matching behind a pre-decoder
     ``residual_events``. How many are left is not known before the pre-decoder is done: the policy
-    predicts the matching of the raw events, which is never shorter.
+    predicts the matching with the raw count, which is cautious.
     """
     if binding.service is None:
         raise ScenarioError("a virtual run needs this model", where="bind.decoder.service")

@@ -196,7 +196,9 @@ def _evidence(scenario: Scenario) -> tuple[EvidenceRow, ...]:
 
 
 def _not_tested(rig: Rig) -> tuple[str, ...]:
-    open_points = ["No GPU, RDMA device or FPGA took part in this run."]
+    on_gpu = rig.loaded.profile.decoder.predecoder in ("tensorrt", "tensorrt_rtx")
+    absent = "RDMA device or FPGA" if on_gpu else "GPU, RDMA device or FPGA"
+    open_points = [f"No {absent} took part in this run."]
     if not rig.loaded.profile.live:
         open_points.append("No frame travelled: links and decoder times are models.")
     else:
