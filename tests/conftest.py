@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -38,30 +37,6 @@ def _tmpfs() -> str:
     return ""
 
 
-def _module(name: str) -> Callable[[], str]:
-    return lambda: f"the module {name} is not installed" if missing(name) else ""
-
-
-_OPTIONAL: dict[str, str] = tomllib.loads((ROOT / "tests" / "expected_skips.toml").read_text())[
-    "optional"
-]
-CAPABILITIES: dict[str, Callable[[], str]] = {
-    "net_raw": _net_raw,
-    "tmpfs": _tmpfs,
-    **{name: _module(module) for name, module in _OPTIONAL.items()},
-}
-"""Capability -> probe that returns why it is missing, or an empty text."""
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip tests whose ``needs(...)`` this machine does not meet; the reason is shown."""
-    for marker in item.iter_markers("needs"):
-        for name in marker.args:
-            why = CAPABILITIES[name]()
-            if why:
-                pytest.skip(f"needs {name}: {why}")
-
-
 def _nvrtc() -> str:
     from gpu_decoder.gpu.compile import nvrtc_version
 
@@ -84,17 +59,30 @@ def _unless(attempt: Callable[[], object]) -> str:
     return ""
 
 
-def _gxx() -> str:
-    return "" if shutil.which("g++") else "no g++ on PATH"
+def _part(name: str) -> Callable[[], str]:
+    return lambda: f"{name} cannot be found" if missing(name) else ""
 
 
-CAPABILITIES |= {
-    "tensorrt": _module("tensorrt"),
-    "tensorrt_rtx": _module("tensorrt_rtx_bindings"),
+_OPTIONAL: dict[str, str] = tomllib.loads((ROOT / "tests" / "expected_skips.toml").read_text())[
+    "optional"
+]
+CAPABILITIES: dict[str, Callable[[], str]] = {
+    **{name: _part(part) for name, part in _OPTIONAL.items()},
+    "net_raw": _net_raw,
+    "tmpfs": _tmpfs,
     "nvrtc": _nvrtc,
     "cuda": _cuda,
-    "gxx": _gxx,
 }
+"""Capability -> probe that returns why it is missing, or an empty text."""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests whose ``needs(...)`` this machine does not meet; the reason is shown."""
+    for marker in item.iter_markers("needs"):
+        for name in marker.args:
+            why = CAPABILITIES[name]()
+            if why:
+                pytest.skip(f"needs {name}: {why}")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,14 +1,16 @@
 """Compares the tests that were skipped with ``tests/expected_skips.toml``.
 
 A skip that nobody expects is a failure: it can hide breakage. Expected are the tests listed for the
-lane, and tests that need an optional extra whose module is really missing. Reads JUnit files.
+lane, and tests that need an optional part that is really missing. Reads JUnit files.
 Usage: ``python tools/check_skips.py junit.xml ...``.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import shutil
 import sys
 import tomllib
 from importlib.util import find_spec
@@ -28,19 +30,28 @@ def skipped(junit: Path) -> dict[str, str]:
     return found
 
 
-def missing(module: str) -> bool:
-    """Whether a module cannot be imported here."""
+def missing(what: str) -> bool:
+    """Whether a module, a ``command:`` or a ``library:`` cannot be found here."""
+    kind, _, name = what.rpartition(":")
+    if kind == "command":
+        return shutil.which(name) is None
+    if kind == "library":
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            return True
+        return False
     try:
-        return find_spec(module) is None
+        return find_spec(name) is None
     except ModuleNotFoundError:  # its parent package
         return True
 
 
 def expected(name: str, why: str, tests: list[str], optional: dict[str, str]) -> bool:
-    """Whether a skip is one of the lane's, or of a test whose optional module is missing."""
+    """Whether a skip is one of the lane's, or of a test whose optional part is missing."""
     need = re.match(r"needs (\w+): ", why)
-    module = optional.get(need[1]) if need else None
-    return name in tests or (module is not None and missing(module))
+    part = optional.get(need[1]) if need else None
+    return name in tests or (part is not None and missing(part))
 
 
 def main() -> int:

@@ -6,7 +6,15 @@ import tomllib
 
 import check_skips
 
-OPTIONAL = {"here": "json", "gone": "no_such_module", "deep": "no_such_package.inner"}
+OPTIONAL = {
+    "here": "json",
+    "gone": "no_such_module",
+    "deep": "no_such_package.inner",
+    "shell": "command:sh",
+    "tool": "command:no-such-command",
+    "libc": "library:libc.so.6",
+    "lib": "library:libno_such.so",
+}
 
 
 def test_only_tests_whose_extra_is_really_missing_may_be_skipped() -> None:
@@ -16,7 +24,10 @@ def test_only_tests_whose_extra_is_really_missing_may_be_skipped() -> None:
     assert ok("a::listed", "anything")
     assert ok("a::other", "needs gone: the module no_such_module is not installed")
     assert ok("a::other", "needs deep: missing")
-    assert not ok("a::other", "needs here: broken probe")
+    assert ok("a::other", "needs tool: not on PATH")
+    assert ok("a::other", "needs lib: missing")
+    for present in ("here", "shell", "libc"):
+        assert not ok("a::other", f"needs {present}: broken probe")
     assert not ok("a::other", "needs unlisted: x")
     assert not ok("a::other", "because it needs gone: x")
     assert not ok("a::other", "")
