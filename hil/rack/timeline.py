@@ -60,6 +60,8 @@ class Workload:
         downlink_ps: [n] reply's flight.
         apply_ps: [n] from reply received to correction in effect.
         lost: [n, r] True where a frame never reached the decoder (live runs), or ``None``.
+        failed: uint8 [n] ``gpu_decoder.protocol.Reason`` for which the primary gives the shot up
+            when its service time is over (0 = it does not), or ``None``.
     """
 
     first_shot: int
@@ -76,6 +78,7 @@ class Workload:
     downlink_ps: I64
     apply_ps: I64
     lost: NDArray[np.bool_] | None = None
+    failed: U8 | None = None
 
     @property
     def n_shots(self) -> int:
@@ -99,6 +102,7 @@ class Workload:
             self.downlink_ps[start:stop],
             self.apply_ps[start:stop],
             None if self.lost is None else self.lost[start:stop],
+            None if self.failed is None else self.failed[start:stop],
         )
 
 
