@@ -222,7 +222,8 @@ def test_the_random_pipelines_reach_every_fate() -> None:
             seen |= set(zip(t.path.tolist(), t.reason.tolist(), strict=True))
     assert {p for p, _ in seen} == {Path.PRIMARY, Path.FALLBACK, Path.UNANSWERED}
     assert {r for _, r in seen} == {
-        Reason.NONE, Reason.DEADLINE, Reason.QUEUE_FULL, Reason.TRANSPORT_LOSS
+        Reason.NONE, Reason.DEADLINE, Reason.QUEUE_FULL, Reason.TRANSPORT_LOSS,
+        Reason.PREDECODER_ERROR, Reason.FORCED,
     }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from hil.cli.node import serve
 from hil.errors import NodeError, UsageError
 from hil.node.config import Delays, NodeConfig
 from hil.node.server import main, slot_bytes
+from hil.node.shots import Start
 from hil.node.stamps import StampReader, StampWriter, create_stamp_file
 from hil.node.worker import WorkerProcess, WorkerSetup, hold_until_ps
 from hil.timebase import MISSING_PS, PS_PER_MS, PS_PER_US, monotonic_ps
@@ -185,14 +186,14 @@ def test_a_worker_decodes_stalls_reports_and_ends_with_its_pipe() -> None:
         truth = build_decoder("pymatching", model())
         for shot, byte in enumerate((0b000001, 0b000011, 0b100000)):
             extra_ps = shot * 3 * PS_PER_MS
-            worker.start(shot, bytes([byte]), extra_ps)
+            worker.start(Start(fallback=False, shot=shot, detectors_b8=bytes([byte]), extra_ps=extra_ps))
             assert worker.busy
             answer = worker.receive()
             assert not worker.busy
             assert (answer.shot, answer.error) == (shot, "")
             assert answer.prediction == truth.decode_one(np.array([byte], np.uint8)).tobytes()
             assert answer.end_ps - answer.start_ps >= extra_ps
-        worker.start(9, b"\0\0", 0)
+        worker.start(Start(fallback=False, shot=9, detectors_b8=b"\0\0", extra_ps=0))
         answer = worker.receive()
         assert (answer.shot, answer.prediction) == (9, b"")
         assert "ValueError" in answer.error

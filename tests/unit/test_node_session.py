@@ -109,6 +109,12 @@ def slot_of(data: bytes) -> int:
     return int.from_bytes(data[12:16], "little") % SLOTS
 
 
+def decoded(now_ps: int, prediction: bytes) -> Decode:
+    """What a worker gives back; without a prediction it has failed."""
+    failed = Reason.NONE if prediction else Reason.OUTPUT_INVALID
+    return Decode(now_ps - 5, now_ps, prediction, failed)
+
+
 class Peer:
     """Feeds a session and keeps what comes out."""
 
@@ -157,11 +163,11 @@ class Peer:
         return [reply for block in blocks for reply in self.send(enqueue(shot, block))]
 
     def primary(self, shot: int, prediction: bytes = b"\x05\x01") -> list[Response]:
-        result = Decode(self.now_ps - 5, self.now_ps, prediction)
+        result = decoded(self.now_ps, prediction)
         return self.take(self.session.primary_done(shot, result, self.now_ps))
 
     def fallback(self, shot: int, prediction: bytes = b"\x02\x00") -> list[Response]:
-        result = Decode(self.now_ps - 5, self.now_ps, prediction)
+        result = decoded(self.now_ps, prediction)
         return self.take(self.session.fallback_done(shot, result, self.now_ps))
 
     def until(self, now_ps: int) -> list[Response]:
