@@ -79,6 +79,25 @@ class WindowSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class PredecodeRecord:
+    """What a pre-decoder did to ``n`` shots before the matcher saw them.
+
+    Attributes:
+        backend_requested: runtime that was asked for.
+        backend_executed: runtime that really ran.
+        precision_requested: number format that was asked for.
+        precision_executed: number format that really ran.
+        residual_events: int64 [n], detection events left for the matcher.
+    """
+
+    backend_requested: Backend
+    backend_executed: Backend
+    precision_requested: Precision
+    precision_executed: Precision
+    residual_events: I64Array
+
+
+@dataclass(frozen=True, slots=True)
 class DecodedBatch:
     """Answers for ``n`` windows of one kind.
 
@@ -93,6 +112,7 @@ class DecodedBatch:
             carried into it included; ``None`` where the shot is one window.
         commits_b8: uint8 [n, w, ceil(O/8)], flips that each window committed (their XOR is the
             prediction); ``None`` where the shot is one window.
+        predecoded: what ran before the matcher; ``None`` where nothing did.
     """
 
     predictions_b8: U8Array
@@ -101,6 +121,7 @@ class DecodedBatch:
     executed: GlobalDecoder
     window_events: I64Array | None = None
     commits_b8: U8Array | None = None
+    predecoded: PredecodeRecord | None = None
 
 
 class Decoder(Protocol):

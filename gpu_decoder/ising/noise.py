@@ -12,9 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-PAULI_PAIRS: Final = tuple(
-    a + b for a in "IXYZ" for b in "IXYZ" if a + b != "II"
-)
+PAULI_PAIRS: Final = tuple(a + b for a in "IXYZ" for b in "IXYZ" if a + b != "II")
 """Two-qubit Paulis in the order of stim's PAULI_CHANNEL_2, first letter on the control."""
 
 PARAMETERS: Final = (

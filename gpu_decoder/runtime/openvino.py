@@ -1,0 +1,136 @@
+"""OpenVINO on the CPU: the faster optional runtime (extra ``openvino``)."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Final
+
+import numpy as np
+
+from gpu_decoder.ising.onnx_model import read_info
+from gpu_decoder.protocol import Backend, Precision, Reason, U8Array
+from gpu_decoder.runtime.protocol import EngineError, RuntimeUnavailable, check_input
+
+_HINTS: Final = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.INT8: "f32"}
+"""INFERENCE_PRECISION_HINT: what the operations without quantisation compute in."""
+_KINDS: Final = {
+    "f32": Precision.FP32, "bf16": Precision.BF16, "f16": Precision.FP16,
+    "u8": Precision.INT8, "i8": Precision.INT8,
+}  # fmt: skip
+
+
+class OpenVinoRuntime:
+    """One compiled model and one request on one thread.
+
+    The executed precision is that of the convolutions in the compiled graph.
+
+    Args:
+        onnx_bytes: a model of ``onnx_model`` (``FP32``, ``BF16``) or ``quantize`` (``INT8``).
+        precision: requested.
+        threads: of the request.
+
+    Raises:
+        RuntimeUnavailable: OpenVINO is not installed.
+        ModelMismatchError: no model of ours.
+        EngineError: ``ENGINE_MISMATCH``, the model would execute in another precision.
+    """
+
+    def __init__(
+        self, onnx_bytes: bytes, precision: Precision = Precision.FP32, threads: int = 1
+    ) -> None:
+        if precision not in _HINTS:
+            raise EngineError(
+                f"{precision.name} was asked of OpenVINO on the CPU, allowed: FP32, BF16, INT8",
+                Reason.ENGINE_MISMATCH,
+            )
+        self._n_inputs = read_info(onnx_bytes).n_detectors
+        try:
+            import openvino
+        except ImportError as error:
+            raise RuntimeUnavailable(
+                "the package openvino is not installed; install the extra 'openvino' "
+                "(pip install 'hil[openvino]') or bind ort_cpu"
+            ) from error
+        core = openvino.Core()
+        settings = {
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": str(threads),
+            "ENABLE_CPU_PINNING": "NO",
+        }
+        compiled = core.compile_model(core.read_model(onnx_bytes), "CPU", settings)
+        executed = _precision(compiled)
+        if executed != precision:
+            raise EngineError(
+                f"{precision.name} was asked for, but OpenVINO would execute this model in "
+                f"{executed.name}",
+                Reason.ENGINE_MISMATCH,
+            )
+        self._request: Any = compiled.create_infer_request()
+        self._devices = ",".join(compiled.get_property("EXECUTION_DEVICES"))
+        self._precision = executed
+        self._threads = threads
+        self._version = str(openvino.__version__)
+        self._sha256 = hashlib.sha256(onnx_bytes).hexdigest()
+
+    @property
+    def backend(self) -> Backend:
+        """``OPENVINO``."""
+        return Backend.OPENVINO
+
+    @property
+    def precision(self) -> Precision:
+        """Number format of the convolutions in the compiled graph."""
+        return self._precision
+
+    @property
+    def n_inputs(self) -> int:
+        """N, detectors of one shot."""
+        return self._n_inputs
+
+    def run(self, dets: U8Array) -> U8Array:
+        """Execute; see ``Runtime.run``."""
+        check_input(dets, self._n_inputs)
+        if self._request is None:
+            raise EngineError("the runtime is closed", Reason.PREDECODER_ERROR)
+        try:
+            return np.array(self._request.infer([dets], share_inputs=True)[0])
+        except Exception as error:
+            raise EngineError(f"OpenVINO failed: {error}", Reason.PREDECODER_ERROR) from error
+
+    def fingerprint(self) -> dict[str, str]:
+        """What executes."""
+        return {
+            "runtime": "openvino",
+            "runtime_version": self._version,
+            "runtime_device": self._devices,
+            "runtime_threads": str(self._threads),
+            "precision": self._precision.name.lower(),
+            "model_sha256": self._sha256,
+        }
+
+    def close(self) -> None:
+        """Free the request."""
+        self._request = None
+
+
+def _precision(compiled: Any) -> Precision:  # noqa: ANN401 - openvino.CompiledModel
+    """Number format of the convolutions of a compiled model.
+
+    Raises:
+        EngineError: they differ among each other, or are of an unknown kind.
+    """
+    found = set()
+    for op in compiled.get_runtime_model().get_ops():
+        info = op.get_rt_info()
+        if "Convolution" in str(info["layerType"].astype(str)):
+            found.add(str(info["runtimePrecision"].astype(str)))
+    kinds = {_KINDS.get(name) for name in found}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if kind is None:
+        raise EngineError(
+            f"the compiled model mixes or lacks known convolutions: {sorted(found)}",
+            Reason.ENGINE_MISMATCH,
+        )
+    return kind
