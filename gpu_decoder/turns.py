@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpu_decoder.build import build_decoder
 from gpu_decoder.protocol import DecodedBatch, Decoder, GlobalDecoder, I64Array, U8Array
+
+if TYPE_CHECKING:
+    from gpu_decoder.ising.config import PredecoderConfig
 
 Number = TypeVar("Number", np.uint8, np.int64)
 
@@ -78,14 +81,25 @@ def _in_place(parts: Sequence[tuple[I64Array, NDArray[Number]]]) -> NDArray[Numb
 
 
 def build_turns(
-    kind: str, dem_texts: Sequence[str], *, sliding: tuple[int, int] | None = None
+    kind: str,
+    dem_texts: Sequence[str],
+    *,
+    sliding: tuple[int, int] | None = None,
+    predecoders: Sequence[PredecoderConfig] = (),
 ) -> TurnDecoders:
     """Build the decoder called ``kind`` once per detector error model; see ``build_decoder``.
 
+    ``predecoders``: what runs before it, one per model, or nothing at all.
+
     Raises:
         ValueError: ``kind`` is unknown, a model does not suit it, or the models differ in shape.
+        RuntimeUnavailable, EngineError: as ``build_decoder``.
     """
-    decoders = tuple(build_decoder(kind, text, sliding=sliding) for text in dem_texts)
+    first = predecoders or (None,) * len(dem_texts)
+    decoders = tuple(
+        build_decoder(kind, text, sliding=sliding, predecoder=config)
+        for text, config in zip(dem_texts, first, strict=True)
+    )
     shapes = sorted({(d.n_detectors, d.n_observables) for d in decoders})
     if len(shapes) != 1:
         raise ValueError(f"models of (detectors, observables) {shapes}, allowed: all alike")

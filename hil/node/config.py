@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gpu_decoder.build import NAMES
+from gpu_decoder.ising.config import PredecoderConfig
 from gpu_decoder.policy import RECOVERABLE
 from gpu_decoder.protocol import Reason
 from hil.errors import UsageError
@@ -106,6 +107,7 @@ class NodeConfig(_Model):
         dem_text: stim detector error model with D detectors and O observables.
         more_dem_texts: further models of the same shape; shots of all of them take turns.
         primary: decoder name (``gpu_decoder.build.NAMES``).
+        predecoders: what runs before the primary, one per model; empty: nothing does.
         primary_workers: processes that run it.
         fallback: decoder name of the fallback, or ``None``: policy ``never``.
         fallback_workers: processes that run it.
@@ -144,6 +146,7 @@ class NodeConfig(_Model):
     dem_text: str
     more_dem_texts: tuple[str, ...] = ()
     primary: str
+    predecoders: tuple[PredecoderConfig, ...] = ()
     primary_workers: Positive = 1
     fallback: str | None = None
     fallback_workers: Positive = 1
@@ -209,6 +212,9 @@ class NodeConfig(_Model):
                 f"{len(self.block_detectors)} blocks, {len(flat)} indices",
                 "blocks with at least one detector, each of range(D) exactly once",
             )
+        if len(self.predecoders) not in (0, 1 + len(self.more_dem_texts)):
+            models = 1 + len(self.more_dem_texts)
+            _refuse("predecoders", str(len(self.predecoders)), f"one for each of {models} models")
         if self.predecode and self.n_observables != 1:
             _refuse("predecode", f"{self.n_observables} observables", "1: its answer is a parity")
         if self.mode == "decide" and self.fallback is not None:

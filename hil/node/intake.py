@@ -101,8 +101,6 @@ class Intake:
         self._config = config
         self._per_shot = config.messages_per_shot
         self.audit = SequenceAudit(64, first_counter, memory)
-        shots = memory // config.messages_per_shot
-        self._whole_shots = SequenceAudit(64, config.first_shot, shots)
         self.count: Counter[str] = Counter()
 
     def admit(self, data: memoryview, slot: int) -> Admitted | Rejected:
@@ -135,7 +133,9 @@ class Intake:
             return Rejected(None)
         if self._is_predecode(header):
             number = self._number_of(request_id, slot, MAX_UNVERIFIED_SHOTS)
-            if number is None or self._whole_shots.observe(number) in _REPEATED:
+            if number is None:
+                self.count["bad_request"] += 1
+            if number is None or self._observe_shot(number) in _REPEATED:
                 return Rejected(None)
             self.count["busy"] += 1
             return Turned(number, request_id, ptp_timestamp, is_get=True, whole=True)
@@ -156,7 +156,7 @@ class Intake:
         """The shot that a header's request id stands for, unchecked."""
         request_id = int.from_bytes(header[12:16], "little")
         if self._is_predecode(header):
-            return _nearest(request_id, self._whole_shots.expected or 0)
+            return _nearest(request_id, self._expected_shot)
         return self._extend(request_id) // self._per_shot
 
     def enqueue_fault(self, request: EnqueueSyndromes, block: int) -> Fault | None:
@@ -222,12 +222,11 @@ class Intake:
             self.count[f"bad_{error.cause}"] += 1
             return Rejected(None)
         named = (header.request_id, header.ptp_timestamp)
-        number = self._number_of(header.request_id, slot, MAX_JUMP)
+        number = self._number_of(header.request_id, slot, MAX_JUMP // self._per_shot)
         if number is None:
             return Rejected(self.refuse_whole(*named))
-        arrival = self._whole_shots.observe(number)
+        arrival = self._observe_shot(number)
         if arrival in _REPEATED:
-            self.count["predecode_repeated"] += 1
             return Rejected(None)
         try:
             request = parse_predecode(data)
@@ -242,10 +241,18 @@ class Intake:
 
     def _number_of(self, request_id: int, slot: int, jump: int) -> int | None:
         """The shot of a predecode, or ``None`` if it is not near or does not fit the slot."""
-        expected = self._whole_shots.expected or 0
-        number = _nearest(request_id, expected)
-        near = 0 <= number <= expected + jump
+        number = _nearest(request_id, self._expected_shot)
+        near = 0 <= number <= self._expected_shot + jump
         return number if near and number % self._config.ring_slots == slot else None
+
+    @property
+    def _expected_shot(self) -> int:
+        return (self.audit.expected or 0) // self._per_shot
+
+    def _observe_shot(self, number: int) -> Arrival:
+        """A whole shot takes all the counters that its blocks and its request would have."""
+        first = number * self._per_shot
+        return [self.audit.observe(first + k) for k in range(self._per_shot)][-1]
 
     def _refuse_unparsed(self, data: memoryview, error: RpcError) -> Reply | None:
         if not is_intact(data):

@@ -102,7 +102,13 @@ class Server:
         self._workers: dict[WorkerProcess, bool] = {}
         dem_texts = (config.dem_text, *config.more_dem_texts)
         for kind, fallback in kinds:
-            setup = WorkerSetup(kind, dem_texts, config.n_detectors, config.n_observables)
+            setup = WorkerSetup(
+                kind,
+                dem_texts,
+                config.n_detectors,
+                config.n_observables,
+                () if fallback else config.predecoders,
+            )
             worker = WorkerProcess(setup)
             self._stack.callback(worker.close)
             self._workers[worker] = fallback

@@ -299,7 +299,7 @@ class Session:
             self._count_outcome(shot, 1)
         return self._settled(shot)
 
-    def _answer(self, shot: Shot, fallback: bool, reason: Reason) -> list[Action]:  # noqa: FBT001
+    def _answer(self, shot: Shot, fallback: bool, reason: Reason) -> list[Action]:
         result = shot.fallback if fallback else shot.primary
         prediction = result.prediction if result is not None else b""
         path = Answerer.FALLBACK if fallback else Answerer.PRIMARY

@@ -95,6 +95,7 @@ class Shot:
         """The shot's row of the stamp file (``hil.node.stamps.shot_dtype``)."""
         values: dict[str, object] = {
             "n_events": self.n_events,
+            "residual_events": -1,
             "queue_depth": min(self.queue_depth, 0xFFFF),
             "t_reply_tx_ps": self.reply_tx_ps,
         }

@@ -2,8 +2,8 @@
 
 The node sends jobs over a pipe and never more than one at a time, so that every decision about
 the next job stays with the policy. PyMatching holds the GIL while it decodes, hence a process.
-Messages are bytes: the first one from the node is JSON (``WorkerSetup``), the first one back is
-JSON (``WorkerReady`` or an error); then ``JOB`` + packed detectors in, ``DONE`` + prediction out.
+The first message from the node is a pickled ``WorkerSetup``, the first one back is JSON (what is
+ready, or an error); then ``JOB`` + packed detectors in, ``DONE`` + prediction out.
 
 What a decoder raises, or gives back that cannot be an answer, becomes the reason of its shot: the
 ``reason`` that the error carries; ``output_invalid`` where matching refused what it was given; else
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from typing import TYPE_CHECKING, Final
 
@@ -35,6 +35,7 @@ from hil.node.shots import Chain, Start
 from hil.timebase import PS_PER_MS, PS_PER_NS, monotonic_ps
 
 if TYPE_CHECKING:
+    from gpu_decoder.ising.config import PredecoderConfig
     from gpu_decoder.turns import TurnDecoders
 
 JOB: Final = struct.Struct("<qqB")
@@ -71,6 +72,7 @@ class WorkerSetup:
     dem_texts: Sequence[str]
     n_detectors: int
     n_observables: int
+    predecoders: Sequence[PredecoderConfig] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ class WorkerProcess:
         self._kind = setup.kind
         self.busy = False
         with contextlib.suppress(OSError):  # dead already: wait_ready says so
-            self._connection.send_bytes(json.dumps(asdict(setup)).encode())
+            self._connection.send(setup)
 
     @property
     def pid(self) -> int:
@@ -183,7 +185,7 @@ class WorkerProcess:
 
 def run(connection: Connection) -> None:
     """Build, warm up, then decode until the pipe ends."""
-    setup = WorkerSetup(**json.loads(connection.recv_bytes()))
+    setup: WorkerSetup = connection.recv()
     try:
         decoder = _build(setup)
     except Exception as error:  # noqa: BLE001 - whatever it is, the node must be told
@@ -202,7 +204,7 @@ def run(connection: Connection) -> None:
 def _build(setup: WorkerSetup) -> TurnDecoders:
     from gpu_decoder.turns import build_turns
 
-    decoder = build_turns(setup.kind, setup.dem_texts)
+    decoder = build_turns(setup.kind, setup.dem_texts, predecoders=setup.predecoders)
     found = (decoder.n_detectors, decoder.n_observables)
     if found != (setup.n_detectors, setup.n_observables):
         raise NodeError(

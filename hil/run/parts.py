@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,8 +17,11 @@ from hil.errors import DecoderError
 from hil.rack.plan import window_plan
 from hil.rack.timeline import U8
 from hil.run.record import RecordBuilder
-from hil.scenario.model import DelayFault, Scenario, StallFault
+from hil.scenario.model import BreakFault, DelayFault, Scenario, StallFault
 from hil.trace.column import ByteWidths
+
+if TYPE_CHECKING:
+    from gpu_decoder.ising.config import PredecoderConfig
 
 
 @dataclass(frozen=True)
@@ -26,14 +30,16 @@ class Decoders:
 
     Attributes:
         dem_texts: detector error models of epoch 0, one per model of the device.
-        primary_name, fallback_name: names as the scenario asks for them.
+        primary_name, fallback_name: names of the matchers as the scenario asks for them.
         sliding: commit and buffer rounds of sliding windows, ``None`` for whole shots.
+        predecoders: what runs before the primary matcher, one per model; empty: nothing does.
     """
 
     dem_texts: tuple[str, ...]
     primary_name: str
     fallback_name: str
     sliding: tuple[int, int] | None = None
+    predecoders: tuple[PredecoderConfig, ...] = ()
 
     @cached_property
     def primary(self) -> TurnDecoders:
@@ -97,6 +103,7 @@ def build_recorder(scenario: Scenario, cutter: BlockCutter, widths: ByteWidths) 
         plan=window_plan(scenario),
         delays=tuple(f for f in faults if isinstance(f, DelayFault)),
         stalled=frozenset(f.at.shot for f in faults if isinstance(f, StallFault)),
+        breaks=tuple(f for f in faults if isinstance(f, BreakFault)),
     )
 
 

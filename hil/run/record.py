@@ -11,13 +11,13 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_decoder.protocol import Reason
+from gpu_decoder.protocol import Backend, Precision, PredecodeRecord, Reason
 from gpu_decoder.windows import WindowPlan
 from hil.device.sampler import BlockCutter, ShotBatch, event_counts
 from hil.errors import UsageError
-from hil.rack.plan import delayed_shots
+from hil.rack.plan import broken_shots, delayed_shots
 from hil.rack.timeline import U8, Path, Status, Timeline
-from hil.scenario.model import DelayFault
+from hil.scenario.model import BreakFault, DelayFault
 from hil.timebase import MISSING_PS
 from hil.trace.column import Array
 from hil.trace.schema import Block, ByteWidths, Dq, Record, block, code
@@ -39,6 +39,44 @@ STAMPS = (
 
 
 @dataclass(frozen=True, slots=True)
+class Predecoded:
+    """What pre-decoders did to the ``n`` shots of a batch; NONE, NA and -1 where none answered.
+
+    Attributes:
+        backend_requested, backend_executed: uint8 [n], ``Backend`` codes.
+        precision_requested, precision_executed: uint8 [n], ``Precision`` codes.
+        events_left: int64 [n], detection events that went on to the matching, or -1.
+    """
+
+    backend_requested: U8
+    backend_executed: U8
+    precision_requested: U8
+    precision_executed: U8
+    events_left: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, record: PredecodeRecord, answered: NDArray[np.bool_]) -> Predecoded:
+        """Columns of one record; ``answered`` bool [n] marks the shots that its chain answered."""
+
+        def column(code: int, none: int) -> U8:
+            return np.where(answered, code, none).astype(np.uint8)
+
+        return cls(
+            column(record.backend_requested, Backend.NONE),
+            column(record.backend_executed, Backend.NONE),
+            column(record.precision_requested, Precision.NA),
+            column(record.precision_executed, Precision.NA),
+            np.where(answered, record.residual_events, np.int64(-1)),
+        )
+
+    @property
+    def substituted(self) -> NDArray[np.bool_]:
+        """Bool [n]: another backend or precision ran than was asked for."""
+        changed: NDArray[np.bool_] = self.backend_requested != self.backend_executed
+        return changed | (self.precision_requested != self.precision_executed)
+
+
+@dataclass(frozen=True, slots=True)
 class Answers:
     """Raw answers of one batch.
 
@@ -48,6 +86,7 @@ class Answers:
             none did.
         window_events: int64 [n, w], events that each sliding window saw; ``None`` for whole shots.
         commits_b8: uint8 [n, w, ceil(O/8)], flips that each sliding window committed.
+        predecoded: what ran before the matching; ``None``: nothing does in this run.
     """
 
     predictions_b8: U8
@@ -55,6 +94,7 @@ class Answers:
     executed: U8
     window_events: NDArray[np.int64] | None = None
     commits_b8: U8 | None = None
+    predecoded: Predecoded | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +130,7 @@ class RecordBuilder:
         board_mask: bit per readout board.
         delays: injected delays; the shots they touch are marked.
         stalled: shots whose decode is stalled on purpose.
+        breaks: faults that break the primary; the shots they touch are marked.
         plan: sliding windows of a shot, ``None`` where it is decoded as a whole.
     """
 
@@ -105,6 +146,7 @@ class RecordBuilder:
     delays: tuple[DelayFault, ...] = ()
     stalled: frozenset[int] = field(default_factory=frozenset)
     plan: WindowPlan | None = None
+    breaks: tuple[BreakFault, ...] = ()
 
     def build(self, driven: Driven) -> tuple[Record, Windows]:
         """One record, and the stamps of each shot's last block for the metrics."""
@@ -138,6 +180,9 @@ class RecordBuilder:
         dq[times.status == Status.CONCEALED] |= np.uint32(Dq.CONCEALED.mask)
         for fault in self.delays:
             hit = delayed_shots(fault, batch.first_shot, batch.n_shots)
+            dq[hit] |= np.uint32(Dq.FAULT_WINDOW.mask)
+        for broken in self.breaks:
+            hit = broken_shots(broken, batch.first_shot, batch.n_shots)
             dq[hit] |= np.uint32(Dq.FAULT_WINDOW.mask)
         for stalled in self.stalled:
             if 0 <= stalled - batch.first_shot < batch.n_shots:
@@ -309,9 +354,10 @@ class Audit:
     def update(self, record: Record, driven: Driven) -> None:
         """Count over one batch."""
         times, answers = driven.times, driven.answers
-        self.counts["decoder.backend_mismatch"] += int(
-            (answers.requested != answers.executed).sum()
-        )
+        changed = answers.requested != answers.executed
+        if answers.predecoded is not None:
+            changed = changed | answers.predecoded.substituted
+        self.counts["decoder.backend_mismatch"] += int(changed.sum())
         applied = times.t_applied_ps[times.t_applied_ps != MISSING_PS]
         if applied.size:
             before = np.maximum.accumulate(np.concatenate([[self.last_applied_ps], applied]))

@@ -186,7 +186,9 @@ def test_a_worker_decodes_stalls_reports_and_ends_with_its_pipe() -> None:
         truth = build_decoder("pymatching", model())
         for shot, byte in enumerate((0b000001, 0b000011, 0b100000)):
             extra_ps = shot * 3 * PS_PER_MS
-            worker.start(Start(fallback=False, shot=shot, detectors_b8=bytes([byte]), extra_ps=extra_ps))
+            worker.start(
+                Start(fallback=False, shot=shot, detectors_b8=bytes([byte]), extra_ps=extra_ps)
+            )
             assert worker.busy
             answer = worker.receive()
             assert not worker.busy
