@@ -7,11 +7,12 @@ A decode in progress cannot be cancelled, and the fallback may cost more than th
   predicted to be useless is not begun. Return to the primary therefore follows from the backlog
   alone; there is no count of clean shots.
 * A window that has not started by its latest start, or has started and is not done at its primary
-  deadline, or whose primary has failed, *triggers* the fallback. Fates are decided in shot order, because corrections commit
-  in shot order: a later window waits until every earlier one is decided.
+  deadline, or whose primary has failed, *triggers* the fallback. Fates are decided in shot order,
+  because corrections commit in shot order: a later window waits until every earlier one is decided.
 * The fallback has its own workers, first in, first out. It is admitted only if its predicted
   finish plus the predicted way back meets the deadline, and only for the reasons that the
-  configuration names; otherwise the window is declared unanswered. Late results of the primary are discarded.
+  configuration names; otherwise the window is declared unanswered. Late results of the primary
+  are discarded.
 
 The same rules are replayed as a per-shot loop by ``hil.rack.bulk``; a property test holds the two
 equal. Events at one instant must be handed over in this order: completions, ready windows, ticks.

@@ -1,9 +1,10 @@
 """What a link endpoint is: registered memory, one peer, posts, completions, counters.
 
 An endpoint is a UC queue pair as NVIDIA's sensor bridge uses it: no acknowledgement, no
-retransmission, one packet per message unless a write is longer than a packet. A slot is *owned* by the receiving application from the
-completion until :meth:`Endpoint.release`; a frame for an owned slot is never written, but its
-completion says ``busy`` and carries the header, so that the application can answer BUSY.
+retransmission, one packet per message unless a write is longer than a packet. A slot is *owned* by
+the receiving application from the completion until :meth:`Endpoint.release`; a frame for an owned
+slot is never written, but its completion says ``busy`` and carries the header, so that the
+application can answer BUSY.
 """
 
 from __future__ import annotations

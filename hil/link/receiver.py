@@ -6,9 +6,9 @@ that fails names the cause: length (>= 16 bytes), ICRC, opcode and version, P_Ke
 pad and RETH length, rkey, bounds (from the start of a slot to its end), immediate (its PSN and
 slot against BTH and RETH).
 
-A message may come in several writes, each with its own RETH; the last one has the immediate. A write
-behind the start of a slot is taken only where the one before it ended and with the next PSN, so a
-message with a hole never completes.
+A message may come in several writes, each with its own RETH; the last one has the immediate. A
+write behind the start of a slot is taken only where the one before it ended and with the next PSN,
+so a message with a hole never completes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A UC queue pair without its wire: what ``virtual`` and ``soft_roce`` have in common.
 
 One packet per message, except that a write longer than a packet goes as several, each a write of
-its own that says where it belongs (as NVIDIA's sensor bridge does it). The receiving rules stand in :mod:`hil.link.receiver`.
+its own that says where it belongs (as NVIDIA's sensor bridge does it). The receiving rules stand in
+:mod:`hil.link.receiver`.
 """
 
 from __future__ import annotations

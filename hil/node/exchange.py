@@ -68,7 +68,7 @@ class Exchange:
         fallback_prediction_b8: uint8 [n, ceil(O/8)].
         executed_primary: uint8 [n], ``GlobalDecoder`` that really ran, 0 = none.
         executed_fallback: uint8 [n].
-        primary_failed: uint8 [n], ``Reason`` for which the primary gave the shot up, 0 = it did not.
+        primary_failed: uint8 [n], ``Reason`` for which the primary gave the shot up, 0 = none.
         backend: uint8 [n], ``Backend`` of the primary's pre-decoder that really ran.
         precision: uint8 [n], ``Precision`` likewise.
         residual_events: int32 [n], events that it left to the matching; -1 = it did not run.

@@ -88,8 +88,9 @@ def _node(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Ring, primary queue, fallback policy: ``gpu_decoder.policy`` replayed shot by shot.
 
-    ``when``: by ``Reason``, whether the fallback is asked. ``scalars`` = last_ready, last_fate, n_jobs, n_held, used slots, next release. ``times``,
-    ``counts``, ``kinds``: when held slots are released, how many, and whether a window holds them.
+    ``when``: by ``Reason``, whether the fallback is asked. ``scalars`` = last_ready, last_fate,
+    n_jobs, n_held, used slots, next release. ``times``, ``counts``, ``kinds``: when held slots are
+    released, how many, and whether a window holds them.
     """
     n, r = rx.shape
     start = np.zeros(n, dtype=np.int64)

@@ -283,7 +283,7 @@ class LiveRun:
     def _with_lost_node(
         self, chunk: Chunk, times: Timeline, answers: Answers, gone: np.ndarray, extra: Record
     ) -> Driven:
-        """Shots that a dead node left (``gone``): void, or answered here if the scenario says so."""
+        """Shots that a dead node left: void, or answered here if the scenario says so."""
         if not gone.any():
             return Driven(chunk.batch, times, answers, extra)
         if self.scenario.system.decoder.on_node_lost == "fail":

@@ -73,7 +73,8 @@ class Predecoded:
     def substituted(self) -> NDArray[np.bool_]:
         """Bool [n]: another backend or precision ran than was asked for."""
         changed: NDArray[np.bool_] = self.backend_requested != self.backend_executed
-        return changed | (self.precision_requested != self.precision_executed)
+        changed |= self.precision_requested != self.precision_executed
+        return changed
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """RPC ``predecode``: a whole shot in one request, its correction in one reply. No envelope.
 
 Arguments: one byte per detector, 0 or 1, in the order of the detectors. Result: i32
-``total_corrections``, whose parity is the flip of the observable, then i32 ``converged``. Header and
-byte order as in :mod:`hil.wire.rpc`. Only header, request id and the packets' ICRC protect it.
+``total_corrections``, whose parity is the flip of the observable, then i32 ``converged``. Header
+and byte order as in :mod:`hil.wire.rpc`. Only request id and the packets' ICRC protect it.
 """
 
 from __future__ import annotations
