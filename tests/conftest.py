@@ -6,10 +6,12 @@ import os
 import socket
 import subprocess
 import tempfile
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from check_skips import missing
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,7 +37,18 @@ def _tmpfs() -> str:
     return ""
 
 
-CAPABILITIES: dict[str, Callable[[], str]] = {"net_raw": _net_raw, "tmpfs": _tmpfs}
+def _module(name: str) -> Callable[[], str]:
+    return lambda: f"the module {name} is not installed" if missing(name) else ""
+
+
+_OPTIONAL: dict[str, str] = tomllib.loads((ROOT / "tests" / "expected_skips.toml").read_text())[
+    "optional"
+]
+CAPABILITIES: dict[str, Callable[[], str]] = {
+    "net_raw": _net_raw,
+    "tmpfs": _tmpfs,
+    **{name: _module(module) for name, module in _OPTIONAL.items()},
+}
 """Capability -> probe that returns why it is missing, or an empty text."""
 
 

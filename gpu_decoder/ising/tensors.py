@@ -139,7 +139,7 @@ class Layout:
 def _parities(data: U8Array, checks: U8Array) -> U8Array:
     """Parity of each check, uint8 [n, T, half], for data bits uint8 [n, T, d^2]."""
     counts = data.astype(np.float32) @ checks.T.astype(np.float32)
-    return counts.astype(np.uint8) & 1
+    return counts.astype(np.uint8) & np.uint8(1)
 
 
 def threshold(logits: F32Array, data: float, syndrome: float) -> U8Array:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import sys
 from typing import Any, Final
 
 import numpy as np
@@ -44,13 +46,7 @@ class OpenVinoRuntime:
                 Reason.ENGINE_MISMATCH,
             )
         self._n_inputs = read_info(onnx_bytes).n_detectors
-        try:
-            import openvino
-        except ImportError as error:
-            raise RuntimeUnavailable(
-                "the package openvino is not installed; install the extra 'openvino' "
-                "(pip install 'hil[openvino]') or bind ort_cpu"
-            ) from error
+        openvino = import_openvino()
         core = openvino.Core()
         settings = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
@@ -113,6 +109,29 @@ class OpenVinoRuntime:
     def close(self) -> None:
         """Free the request."""
         self._request = None
+
+
+def import_openvino() -> Any:  # noqa: ANN401 - the package is untyped
+    """The package, imported without its telemetry, which would call home on import.
+
+    Raises:
+        RuntimeUnavailable: it is not installed.
+    """
+    telemetry = "openvino_telemetry"
+    before = sys.modules.get(telemetry)
+    try:
+        sys.modules[telemetry] = None  # type: ignore[assignment] # then openvino takes its own stub
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise RuntimeUnavailable(
+            "the package openvino cannot be imported; install the extra 'openvino' "
+            "(pip install 'hil[openvino]') or bind ort_cpu"
+        ) from error
+    finally:
+        if before is None:
+            del sys.modules[telemetry]
+        else:
+            sys.modules[telemetry] = before
 
 
 def _precision(compiled: Any) -> Precision:  # noqa: ANN401 - openvino.CompiledModel
