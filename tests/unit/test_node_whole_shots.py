@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_node_session import (
+from node_peer import (
     BLOCKS,
     DECIDE,
     OBSERVABLES,
