@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import hil
-from gpu_decoder.protocol import Reason
+from gpu_decoder.protocol import GlobalDecoder, Reason
 from gpu_decoder.turns import build_turns
 from hil.rack.timeline import Status
 from hil.run import runner
 from hil.run.runner import RunOptions, RunResult, run_scenario
+from hil.scenario.model import BREAKS
 from hil.trace.validate import validate_trace
 from hil.verdict.judge import Verdict
 
@@ -170,3 +171,35 @@ def _udp_sockets() -> set[tuple[str, str]]:
         raw = bytes.fromhex(fields[1].split(":")[0])[::-1]
         found.add((".".join(map(str, raw)), fields[9]))
     return found
+
+
+def test_broken_primaries_are_answered_by_the_fallback(
+    scenarios: Path, tmp_path: Path, loopback: tuple[str, str]
+) -> None:
+    """The same faults give the same fates in the node (this pace: as samples) and in the model."""
+    broken = ", ".join(
+        f"{kind}: {{kind: {kind}, at: {{shot: {20 + 15 * i}}}}}" for i, kind in enumerate(BREAKS)
+    )
+    what = (
+        "run.shots=120",
+        "run.warmup.shots=0",
+        "bind.profiles.sil.rack.pace=2",
+        "system.qpu.shot_period=4ms",
+        "system.decoder.deadline=2s",
+        "system.decoder.fallback.policy=on_deadline",
+        "system.decoder.fallback.primary_deadline=1s",
+        f"faults={{{broken}}}",
+    )
+    path = scenarios / "surface_d5.yaml"
+    live = run_scenario(path, _options(tmp_path / "sil", loopback, *what))
+    model = run_scenario(path, RunOptions(bind="mil", out=tmp_path / "mil", overrides=what))
+    with hil.open_trace(live.trace) as a, hil.open_trace(model.trace) as b:
+        left, right = a.stream("shots"), b.stream("shots")
+        executed = a.stream("decodes")["global_executed"]
+    broken_shots = {20 + 15 * i: int(reason) for i, reason in enumerate(BREAKS.values())}
+    failed = {k: int(left["fallback"][k]) for k in broken_shots}
+    assert failed == broken_shots == {k: int(right["fallback"][k]) for k in broken_shots}
+    assert (executed[list(broken_shots)] == GlobalDecoder.PYMATCHING).all()
+    assert np.array_equal(left["obs_pred_b8"][list(broken_shots)],
+                          right["obs_pred_b8"][list(broken_shots)])  # fmt: skip
+    assert live.verdict is not Verdict.FAIL
