@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpu_decoder.build import build_decoder
-from gpu_decoder.protocol import DecodedBatch, Decoder, GlobalDecoder, I64Array, U8Array
+from gpu_decoder.protocol import (
+    DecodedBatch,
+    Decoder,
+    GlobalDecoder,
+    I64Array,
+    PredecodeRecord,
+    U8Array,
+)
 
 if TYPE_CHECKING:
     from gpu_decoder.ising.config import PredecoderConfig
@@ -25,10 +32,12 @@ class TurnDecoders:
     Attributes:
         decoders: shot ``s`` is decoded by ``decoders[s % len(decoders)]``.
         sliding: a shot is decoded window by window.
+        predecoded: a pre-decoder runs before the matching.
     """
 
     decoders: tuple[Decoder, ...]
     sliding: bool = False
+    predecoded: bool = False
 
     @property
     def kind(self) -> GlobalDecoder:
@@ -59,6 +68,7 @@ class TurnDecoders:
             parts.append((rows, decoder.decode_batch(np.ascontiguousarray(detectors_b8[rows]))))
         events = [(r, p.window_events) for r, p in parts if p.window_events is not None]
         commits = [(r, p.commits_b8) for r, p in parts if p.commits_b8 is not None]
+        records = [(r, p.predecoded) for r, p in parts if p.predecoded is not None]
         return DecodedBatch(
             _in_place([(r, p.predictions_b8) for r, p in parts]),
             None,
@@ -66,12 +76,19 @@ class TurnDecoders:
             self.kind,
             _in_place(events) if events else None,
             _in_place(commits) if commits else None,
+            _record_of(records) if records else None,
         )
 
     def fingerprint(self) -> dict[str, str]:
         """What answers: that of the first model, and the SHA-256 of the further ones' texts."""
         first, *others = (decoder.fingerprint() for decoder in self.decoders)
         return first | {f"dem_sha256_{k}": f["dem_sha256"] for k, f in enumerate(others, 1)}
+
+
+def _record_of(parts: Sequence[tuple[I64Array, PredecodeRecord]]) -> PredecodeRecord:
+    """Records of several models in one; all have the same runtime and precision."""
+    left = _in_place([(rows, record.residual_events) for rows, record in parts])
+    return replace(parts[0][1], residual_events=left)
 
 
 def _in_place(parts: Sequence[tuple[I64Array, NDArray[Number]]]) -> NDArray[Number]:
@@ -89,18 +106,22 @@ def build_turns(
 ) -> TurnDecoders:
     """Build the decoder called ``kind`` once per detector error model; see ``build_decoder``.
 
-    ``predecoders``: what runs before it, one per model, or nothing at all.
+    Args:
+        kind: the matcher.
+        dem_texts: one per model.
+        sliding: commit and buffer rounds of sliding windows.
+        predecoders: one per model, or none.
 
     Raises:
         ValueError: ``kind`` is unknown, a model does not suit it, or the models differ in shape.
-        RuntimeUnavailable, EngineError: as ``build_decoder``.
+        RuntimeUnavailable, EngineError: see ``build_decoder``.
     """
-    first = predecoders or (None,) * len(dem_texts)
+    before: Sequence[PredecoderConfig | None] = predecoders or [None] * len(dem_texts)
     decoders = tuple(
         build_decoder(kind, text, sliding=sliding, predecoder=config)
-        for text, config in zip(dem_texts, first, strict=True)
+        for text, config in zip(dem_texts, before, strict=True)
     )
     shapes = sorted({(d.n_detectors, d.n_observables) for d in decoders})
     if len(shapes) != 1:
         raise ValueError(f"models of (detectors, observables) {shapes}, allowed: all alike")
-    return TurnDecoders(decoders, sliding is not None)
+    return TurnDecoders(decoders, sliding is not None, bool(predecoders))

@@ -62,6 +62,7 @@ class Workload:
         lost: [n, r] True where a frame never reached the decoder (live runs), or ``None``.
         failed: uint8 [n] ``gpu_decoder.protocol.Reason`` for which the primary gives the shot up
             when its service time is over (0 = it does not), or ``None``.
+        pre_ps: [n] the pre-decoder's share of ``primary_ps``, its first part; ``None`` without one.
     """
 
     first_shot: int
@@ -79,6 +80,7 @@ class Workload:
     apply_ps: I64
     lost: NDArray[np.bool_] | None = None
     failed: U8 | None = None
+    pre_ps: I64 | None = None
 
     @property
     def n_shots(self) -> int:
@@ -103,6 +105,7 @@ class Workload:
             self.apply_ps[start:stop],
             None if self.lost is None else self.lost[start:stop],
             None if self.failed is None else self.failed[start:stop],
+            None if self.pre_ps is None else self.pre_ps[start:stop],
         )
 
 

@@ -72,8 +72,8 @@ class Predecoded:
     @property
     def substituted(self) -> NDArray[np.bool_]:
         """Bool [n]: another backend or precision ran than was asked for."""
-        changed: NDArray[np.bool_] = self.backend_requested != self.backend_executed
-        changed |= self.precision_requested != self.precision_executed
+        backend = self.backend_requested != self.backend_executed
+        changed: NDArray[np.bool_] = backend | (self.precision_requested != self.precision_executed)
         return changed
 
 

@@ -176,7 +176,7 @@ def _udp_sockets() -> set[tuple[str, str]]:
 def test_broken_primaries_are_answered_by_the_fallback(
     scenarios: Path, tmp_path: Path, loopback: tuple[str, str]
 ) -> None:
-    """The same faults give the same fates in the node (this pace: as samples) and in the model."""
+    """At this pace failures are samples, as durations are, and the executor decides."""
     broken = ", ".join(
         f"{kind}: {{kind: {kind}, at: {{shot: {20 + 15 * i}}}}}" for i, kind in enumerate(BREAKS)
     )
@@ -194,14 +194,10 @@ def test_broken_primaries_are_answered_by_the_fallback(
     )
     path = scenarios / "surface_d5.yaml"
     live = run_scenario(path, _options(tmp_path / "sil", loopback, *what))
-    model = run_scenario(path, RunOptions(bind="mil", out=tmp_path / "mil", overrides=what))
-    with hil.open_trace(live.trace) as a, hil.open_trace(model.trace) as b:
-        left, right = a.stream("shots"), b.stream("shots")
-        executed = a.stream("decodes")["global_executed"]
-    broken_shots = {20 + 15 * i: int(reason) for i, reason in enumerate(BREAKS.values())}
-    failed = {k: int(left["fallback"][k]) for k in broken_shots}
-    assert failed == broken_shots == {k: int(right["fallback"][k]) for k in broken_shots}
-    assert (executed[list(broken_shots)] == GlobalDecoder.PYMATCHING).all()
-    assert np.array_equal(left["obs_pred_b8"][list(broken_shots)],
-                          right["obs_pred_b8"][list(broken_shots)])  # fmt: skip
+    with hil.open_trace(live.trace) as trace:
+        shots, decodes = trace.stream("shots"), trace.stream("decodes")
+    reasons = {20 + 15 * i: int(reason) for i, reason in enumerate(BREAKS.values())}
+    assert {k: int(shots["fallback"][k]) for k in reasons} == reasons
+    assert np.array_equal(decodes["shot"], np.arange(120)), "each is answered, and once"
+    assert (decodes["global_executed"][list(reasons)] == GlobalDecoder.PYMATCHING).all()
     assert live.verdict is Verdict.PASS, "what was asked for is what ran, fallback included"
