@@ -11,12 +11,13 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
+from gpu_decoder.ising.config import PredecoderConfig
 from gpu_decoder.protocol import Reason
 from hil.device.circuits import CodeCircuit
 from hil.errors import NodeError
@@ -248,25 +249,8 @@ class LiveRun:
         table = np.stack([got.executed_primary, got.executed_fallback, np.zeros_like(path)])
         executed = table[path, np.arange(path.size)].astype(np.uint8)
         bits = np.where((path == Path.UNANSWERED)[:, None], np.uint8(0), bits)
-        predecoded = self._predecoded(path == Path.PRIMARY, got)
-        return Answers(bits, self.decoders.requested(path), executed, predecoded=predecoded)
-
-    def _predecoded(self, answered: np.ndarray, got: Exchange) -> Predecoded | None:
-        """What the node says of its pre-decoder, beside what was asked for."""
-        if not self.decoders.predecoders:
-            return None
-        asked = self.decoders.predecoders[0]
-
-        def where_answered(column: np.ndarray | int) -> np.ndarray:
-            return np.where(answered, column, 0).astype(np.uint8)
-
-        return Predecoded(
-            where_answered(int(asked.backend)),
-            where_answered(got.backend),
-            where_answered(int(asked.precision)),
-            where_answered(got.precision),
-            np.where(answered, got.residual_events.astype(np.int64), -1),
-        )
+        before = predecoded(self.decoders.predecoders, path == Path.PRIMARY, got)
+        return Answers(bits, self.decoders.requested(path), executed, predecoded=before)
 
     def _packets(self, chunk: Chunk, got: Exchange) -> Record:
         if self.widths is None:
@@ -364,6 +348,31 @@ def _prompt_threads() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(before)
+
+
+def predecoded(
+    asked: Sequence[PredecoderConfig], answered: np.ndarray, got: Exchange
+) -> Predecoded | None:
+    """What the node says of its pre-decoder, beside what was asked for.
+
+    Args:
+        asked: pre-decoders of the run, all of one backend and precision; empty: it has none.
+        answered: bool [n], shots that the primary answered.
+        got: what happened.
+    """
+    if not asked:
+        return None
+
+    def where_answered(column: np.ndarray | int) -> np.ndarray:
+        return np.where(answered, column, 0).astype(np.uint8)
+
+    return Predecoded(
+        where_answered(int(asked[0].backend)),
+        where_answered(got.backend),
+        where_answered(int(asked[0].precision)),
+        where_answered(got.precision),
+        np.where(answered, got.residual_events.astype(np.int64), -1),
+    )
 
 
 def _orphaned(got: Exchange) -> np.ndarray:

@@ -19,6 +19,7 @@ from hil.link.faults import FaultPlan, Faulty
 from hil.link.soft_roce import SoftRoceEndpoint
 from hil.link.virtual import virtual_pair
 from hil.wire.roce import payload_limit
+from hil.wire.rpc_batch import predecode_row_bytes
 
 MTU = 512
 PACKET = payload_limit(MTU)
@@ -188,3 +189,18 @@ def test_another_write_between_two_packets_breaks_the_message(
     assert [d.slot for d in pair.take(1)] == [2]
     assert pair.take(0) == []
     assert node.counters()["drop_bounds"] == 3
+
+
+def test_the_largest_published_shot_is_five_packets() -> None:
+    """predecode at d = 13, T = 104: 24 + 17,472 bytes, padded, at the largest RoCEv2 MTU."""
+    rack, node = virtual_pair(mtu_bytes=4096)
+    rack.register(SLOTS, 128)
+    memory = node.register(SLOTS, predecode_row_bytes(17_472))
+    rack.connect(node.address())
+    node.connect(rack.address())
+    payload = message(13, 17_536)
+    rack.post_write_imm(payload, 3)
+    (done,) = node.poll(16)
+    at = done.slot * node.address().stride
+    assert (done.length, rack.counters()["tx"]) == (17_536, 5)
+    assert bytes(memory[at : at + done.length]) == payload

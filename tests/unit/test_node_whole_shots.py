@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from node_peer import (
     BLOCKS,
     DECIDE,
@@ -210,6 +212,24 @@ def test_a_node_that_does_not_serve_it_says_nothing() -> None:
     actions = session.message(memoryview(whole(0)), 0, 0, T0_PS)
     assert actions == [Release((0,))]
     assert session.counters()["bad_function"] == 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40), st.integers(0, 255)), max_size=12))
+def test_whatever_comes_no_shot_is_answered_twice(frames: list[tuple[int, int, int]]) -> None:
+    """Messages of six shots, each with one byte overwritten, copies and late ones among them."""
+    peer = Peer()
+    for shot, at, value in frames:
+        data = bytearray(whole(shot))
+        data[at] = value
+        peer.send(bytes(data), slot=shot)
+        for job in peer.starts:
+            if job.shot not in peer.rows:
+                peer.done(job.shot, b"\x01")
+    settled = [rid for rid, status, _ in peer.answers if status == Status.OK]
+    assert len(settled) == len(set(settled)) == len(peer.starts)
+    assert sorted(set(peer.released)) == sorted({shot for shot, _, _ in frames})
+    assert len(peer.released) == len(frames), "every frame gave its slot back"
 
 
 def test_configuration() -> None:
