@@ -131,7 +131,9 @@ class Session:
         if self._config.mode == "decide":
             self._count_result(shot, result)
         if result.failed is not Reason.NONE and shot.outcome is None:
-            actions += self._declare(shot, Fault(Status.INTERNAL_ERROR, result.failed))
+            first = Reason.NONE if shot.primary is None else shot.primary.failed
+            why = result.failed if first is Reason.NONE else first
+            actions += self._declare(shot, Fault(Status.INTERNAL_ERROR, why))
         actions += self._follow(self._windows.fallback_done(shot, now_ps))
         return actions + self._close(shot)
 

@@ -235,7 +235,7 @@ def _decode(decoders: TurnDecoders, job: bytes) -> bytes:
     try:
         answer, chain = _answer(decoder, detectors_b8, Reason(fails))
     except Exception as error:  # noqa: BLE001 - whatever it is, the shot must be settled
-        answer, failed = f"{type(error).__name__}: {error}".encode(), _reason(error)
+        answer, failed = f"{type(error).__name__}: {error}".encode(), reason_of(error)
     if extra_ps:
         hold_until_ps(monotonic_ps() + extra_ps)
     return DONE.pack(shot, start_ps, monotonic_ps(), failed, *chain) + answer
@@ -261,10 +261,15 @@ def _answer(decoder: Decoder, detectors_b8: U8Array, fails: Reason) -> tuple[byt
         prediction = decoder.decode_one(detectors_b8)
     if fails is Reason.OUTPUT_INVALID:
         prediction = np.append(prediction, np.uint8(0xFF))
-    return _checked(prediction, decoder.n_observables), chain
+    return checked(prediction, decoder.n_observables), chain
 
 
-def _checked(prediction: U8Array, n_observables: int) -> bytes:
+def checked(prediction: U8Array, n_observables: int) -> bytes:
+    """The bytes of an answer.
+
+    Raises:
+        OutputInvalidError: it is not uint8 [ceil(O/8)], or an unused bit is set.
+    """
     size, spare = -(-n_observables // 8), -n_observables % 8
     if prediction.shape != (size,) or prediction.dtype != np.uint8:
         raise OutputInvalidError(
@@ -276,7 +281,8 @@ def _checked(prediction: U8Array, n_observables: int) -> bytes:
     return prediction.tobytes()
 
 
-def _reason(error: Exception) -> Reason:
+def reason_of(error: Exception) -> Reason:
+    """Why a shot has no answer, by what its decoder raised."""
     reason = getattr(error, "reason", None)
     if isinstance(reason, Reason):
         return reason

@@ -161,7 +161,8 @@ def test_when_both_fail_the_shot_is_declared_once(mode: dict[str, object]) -> No
     fails(Reason.PREDECODER_ERROR)(peer)
     peer.replies += peer.fallback(K, b"")
     assert gets(peer) == [(K, Reply.INTERNAL_ERROR)]
-    assert peer.rows[K]["path"] == Answerer.UNANSWERED
+    row = peer.rows[K]
+    assert (row["path"], row["reason"]) == (Answerer.UNANSWERED, Reason.PREDECODER_ERROR)
 
 
 def test_the_session_breaks_the_shots_that_it_is_told_to() -> None:
