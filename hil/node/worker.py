@@ -198,7 +198,7 @@ def run(connection: Connection) -> None:
     ready = decoder.fingerprint() | {"kind": str(int(decoder.kind))}
     connection.send_bytes(json.dumps({"ready": ready}).encode())
     while True:
-        connection.send_bytes(_decode(decoder, connection.recv_bytes()))
+        connection.send_bytes(decode(decoder, connection.recv_bytes()))
 
 
 def _build(setup: WorkerSetup) -> TurnDecoders:
@@ -226,7 +226,8 @@ def _warm_up(decoders: TurnDecoders, setup: WorkerSetup) -> None:
             decoder.decode_one(row)
 
 
-def _decode(decoders: TurnDecoders, job: bytes) -> bytes:
+def decode(decoders: TurnDecoders, job: bytes) -> bytes:
+    """Do a job (``JOB`` + detectors): ``DONE`` + the answer, or why there is none."""
     shot, extra_ps, fails = JOB.unpack_from(job)
     decoder = decoders.of(shot)
     detectors_b8 = np.frombuffer(job, np.uint8, offset=JOB.size)
