@@ -7,11 +7,12 @@ A decode in progress cannot be cancelled, and the fallback may cost more than th
   predicted to be useless is not begun. Return to the primary therefore follows from the backlog
   alone; there is no count of clean shots.
 * A window that has not started by its latest start, or has started and is not done at its primary
-  deadline, *triggers* the fallback. Fates are decided in shot order, because corrections commit
-  in shot order: a later window waits until every earlier one is decided.
+  deadline, or whose primary has failed, *triggers* the fallback. Fates are decided in shot order,
+  because corrections commit in shot order: a later window waits until every earlier one is decided.
 * The fallback has its own workers, first in, first out. It is admitted only if its predicted
-  finish plus the predicted way back meets the deadline; otherwise the window is declared
-  unanswered. Late results of the primary are discarded.
+  finish plus the predicted way back meets the deadline, and only for the reasons that the
+  configuration names; otherwise the window is declared unanswered. Late results of the primary
+  are discarded.
 
 The same rules are replayed as a per-shot loop by ``hil.rack.bulk``; a property test holds the two
 equal. Events at one instant must be handed over in this order: completions, ready windows, ticks.
@@ -22,8 +23,17 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Final
 
 from gpu_decoder.protocol import Reason
+
+RECOVERABLE: Final = frozenset(
+    {
+        *(Reason.DEADLINE, Reason.PREDECODER_ERROR, Reason.OUTPUT_INVALID, Reason.ENGINE_MISSING),
+        *(Reason.ENGINE_MISMATCH, Reason.DEVICE_LOST, Reason.FORCED),
+    }
+)
+"""Reasons that leave a whole syndrome behind, so that a fallback can answer."""
 
 
 class Do(Enum):
@@ -54,12 +64,14 @@ class PolicyConfig:
         primary_workers: number of primary workers (>= 1).
         fallback_workers: number of fallback workers (>= 1).
         way_back_pred_ps: predicted time from decode end to correction in effect.
+        when: reasons for which the fallback is asked.
     """
 
     enabled: bool
     primary_workers: int
     fallback_workers: int
     way_back_pred_ps: int
+    when: frozenset[Reason] = RECOVERABLE
 
 
 @dataclass(slots=True)
@@ -70,6 +82,8 @@ class _Window:
     primary_pred_ps: int
     fallback_pred_ps: int
     started: bool = False
+    failed_ps: int = 0
+    reason: Reason = Reason.DEADLINE  # why the primary does not answer, should it come to that
 
 
 @dataclass(slots=True)
@@ -81,7 +95,8 @@ class DeadlinePolicy:
     _waiting: deque[_Window] = field(default_factory=deque)
     _primary_running: set[int] = field(default_factory=set)
     _fallback_queue: deque[_Window] = field(default_factory=deque)
-    _fallback_running: dict[int, int] = field(default_factory=dict)  # key -> predicted end
+    _fallback_running: dict[int, tuple[int, Reason]] = field(default_factory=dict)
+    """Key -> predicted end, and why it runs."""
 
     @property
     def backlog(self) -> int:
@@ -115,13 +130,22 @@ class DeadlinePolicy:
             actions.append(Action(Do.ANSWER_PRIMARY, key))
         return actions + self._start_primary(now_ps)
 
+    def primary_failed(self, key: int, now_ps: int, reason: Reason) -> list[Action]:
+        """A primary worker gave window ``key`` up; once past its deadline that changes nothing."""
+        self._primary_running.discard(key)
+        actions: list[Action] = []
+        window = self._undecided.get(key)
+        if window is not None and not self.config.enabled:
+            del self._undecided[key]
+            actions.append(Action(Do.DECLARE_UNANSWERED, key, reason))
+        elif window is not None and now_ps <= window.primary_deadline_ps:
+            window.failed_ps, window.reason = now_ps, reason
+        return actions + self._start_primary(now_ps) + self.tick(now_ps)
+
     def fallback_done(self, key: int, now_ps: int) -> list[Action]:
         """A fallback worker finished window ``key``."""
-        self._fallback_running.pop(key, None)
-        return [
-            Action(Do.ANSWER_FALLBACK, key, Reason.DEADLINE),
-            *self._start_fallback(now_ps),
-        ]
+        _, reason = self._fallback_running.pop(key, (0, Reason.DEADLINE))
+        return [Action(Do.ANSWER_FALLBACK, key, reason), *self._start_fallback(now_ps)]
 
     def tick(self, now_ps: int) -> list[Action]:
         """Decide every window whose time has come, in shot order."""
@@ -145,6 +169,8 @@ class DeadlinePolicy:
         return self._trigger_ps(next(iter(self._undecided.values())))
 
     def _trigger_ps(self, window: _Window) -> int:
+        if window.reason is not Reason.DEADLINE:
+            return window.failed_ps
         if window.started:
             return window.primary_deadline_ps
         return window.primary_deadline_ps - window.primary_pred_ps
@@ -165,8 +191,9 @@ class DeadlinePolicy:
 
     def _fall_back(self, window: _Window, now_ps: int) -> list[Action]:
         finish_ps = self._predicted_fallback_finish_ps(window, now_ps)
-        if finish_ps + self.config.way_back_pred_ps > window.deadline_ps:
-            return [Action(Do.DECLARE_UNANSWERED, window.key, Reason.DEADLINE)]
+        late = finish_ps + self.config.way_back_pred_ps > window.deadline_ps
+        if late or window.reason not in self.config.when:
+            return [Action(Do.DECLARE_UNANSWERED, window.key, window.reason)]
         self._fallback_queue.append(window)
         return self._start_fallback(now_ps)
 
@@ -174,13 +201,14 @@ class DeadlinePolicy:
         actions: list[Action] = []
         while self._fallback_queue and len(self._fallback_running) < self.config.fallback_workers:
             window = self._fallback_queue.popleft()
-            self._fallback_running[window.key] = now_ps + window.fallback_pred_ps
-            actions.append(Action(Do.START_FALLBACK, window.key, Reason.DEADLINE))
+            end_ps = now_ps + window.fallback_pred_ps
+            self._fallback_running[window.key] = end_ps, window.reason
+            actions.append(Action(Do.START_FALLBACK, window.key, window.reason))
         return actions
 
     def _predicted_fallback_finish_ps(self, window: _Window, now_ps: int) -> int:
         """Predicted finish of ``window`` behind all admitted ones (overdue worker: any moment)."""
-        free = [max(now_ps, end) for end in self._fallback_running.values()]
+        free = [max(now_ps, end) for end, _ in self._fallback_running.values()]
         free += [now_ps] * (self.config.fallback_workers - len(free))
         for queued in self._fallback_queue:
             free.sort()

@@ -24,7 +24,7 @@ from hil.link.virtual import virtual_pair
 from hil.node.config import Delays, NodeConfig
 from hil.node.server import Server, slot_bytes
 from hil.node.session import Session
-from hil.node.shots import Decode
+from hil.node.shots import Decode, Start
 from hil.wire.rpc_batch import build_enqueue_batch, build_get_batch, ptp_from_ns_array
 
 U1 = npt.NDArray[np.uint8]
@@ -64,9 +64,9 @@ class _Worker:
         self.busy = False
         self.shot = -1
 
-    def start(self, shot: int, *_: object) -> None:
-        """Take the job of ``shot``."""
-        self.busy, self.shot = True, shot
+    def start(self, job: Start) -> None:
+        """Take the job."""
+        self.busy, self.shot = True, job.shot
 
 
 class Door:

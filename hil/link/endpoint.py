@@ -1,9 +1,10 @@
 """What a link endpoint is: registered memory, one peer, posts, completions, counters.
 
-An endpoint is a UC queue pair with one packet per message, as NVIDIA's sensor bridge uses it: no
-acknowledgement, no retransmission. A slot is *owned* by the receiving application from the
-completion until :meth:`Endpoint.release`; a frame for an owned slot is never written, but its
-completion says ``busy`` and carries the header, so that the application can answer BUSY.
+An endpoint is a UC queue pair as NVIDIA's sensor bridge uses it: no acknowledgement, no
+retransmission, one packet per message unless a write is longer than a packet. A slot is *owned* by
+the receiving application from the completion until :meth:`Endpoint.release`; a frame for an owned
+slot is never written, but its completion says ``busy`` and carries the header, so that the
+application can answer BUSY.
 """
 
 from __future__ import annotations
@@ -102,7 +103,11 @@ class Endpoint(Protocol):
         ...
 
     def post_write_imm(self, payload: Buffer, slot: int) -> None:
-        """UC WRITE ONLY WITH IMM into the peer's slot."""
+        """UC WRITE ONLY WITH IMM into the peer's slot.
+
+        A payload longer than a packet goes as WRITE ONLYs in front of it, without a gap in the
+        PSN: one message, one completion at the peer, with the length of the whole.
+        """
         ...
 
     def post_write(self, payload: Buffer, slot: int) -> None:

@@ -5,11 +5,16 @@ What is not for us is counted by cause and dropped. Checks are made in this orde
 that fails names the cause: length (>= 16 bytes), ICRC, opcode and version, P_Key, QP, [PSN audit],
 pad and RETH length, rkey, bounds (from the start of a slot to its end), immediate (its PSN and
 slot against BTH and RETH).
+
+A message may come in several writes, each with its own RETH; the last one has the immediate. A
+write behind the start of a slot is taken only where the one before it ended and with the next PSN,
+so a message with a hole never completes.
 """
 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import Final
 
 from hil.errors import LinkError
@@ -23,6 +28,7 @@ from hil.wire.roce import (
     MIN_DATAGRAM_BYTES,
     PKEY_DEFAULT,
     PSN_BITS,
+    PSN_MASK,
     RETH_BYTES,
     STRIDE_UNIT,
     Opcode,
@@ -45,6 +51,17 @@ COUNTED: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A message of several writes: the address and the PSN at which it goes on."""
+
+    slot: int
+    next_byte: int
+    next_psn: int
+    busy: bool
+    header: bytes
+
+
 class Receiver:
     """Memory of one queue pair and the rules by which packets get into it.
 
@@ -61,7 +78,7 @@ class Receiver:
     """
 
     __slots__ = (
-        *("_memory", "_owned", "_qp", "_rkey", "_send_slot"),
+        *("_begun", "_memory", "_owned", "_qp", "_rkey", "_send_slot"),
         *("audit", "counts", "n_slots", "stride"),
     )
 
@@ -70,6 +87,7 @@ class Receiver:
         self._memory = memoryview(b"")
         self._owned = bytearray()
         self._send_slot = 0
+        self._begun: _Begun | None = None
         self.n_slots = self.stride = 0
         self.audit = SequenceAudit(PSN_BITS, psn_start)
         self.counts = dict.fromkeys(COUNTED, 0)
@@ -129,25 +147,29 @@ class Receiver:
         arrival = self.audit.observe(psn)
         start = _PAYLOAD_AT[opcode]
         payload = datagram[start : max(start, len(datagram) - ICRC_BYTES - (datagram[1] >> 4 & 3))]
-        slot, cause = self._place(datagram, opcode, psn, len(payload))
+        slot, offset, cause = self._place(datagram, opcode, psn, len(payload))
         if cause:
             self.counts[cause] += 1
             return None
-        busy = self._owned[slot] != 0
+        begun = self._begun if offset else None
+        busy = self._owned[slot] != 0 if begun is None else begun.busy
+        header = bytes(payload[:HEADER_BYTES]) if begun is None else begun.header
         self.counts["rx_busy" if busy else "rx_ok"] += 1
+        end = offset + len(payload)
         if not busy:
             at = slot * self.stride
-            self._memory[at : at + len(payload)] = payload
+            self._memory[at + offset : at + end] = payload
         if opcode == _WRITE:
+            self._begun = _Begun(slot, end, (psn + 1) & PSN_MASK, busy, header)
             return None
+        self._begun = None
         if not busy:
             self._owned[slot] = 1
             if opcode == _SEND:
                 self._send_slot = (slot + 1) % self.n_slots
         kind: Kind = "send" if opcode == _SEND else "write_imm"
         imm = int.from_bytes(datagram[28:32], "big") if opcode == _WRITE_IMM else 0
-        header = bytes(payload[:HEADER_BYTES])
-        return Completion(slot, imm, psn, len(payload), t_rx_ps, busy, kind, header, arrival)
+        return Completion(slot, imm, psn, end, t_rx_ps, busy, kind, header, arrival)
 
     def _transport_fault(self, datagram: memoryview, path: IcrcPath) -> str:
         if len(datagram) < MIN_DATAGRAM_BYTES:
@@ -161,27 +183,39 @@ class Receiver:
             return "drop_pkey"
         return "" if qp & MAX_QP == self._qp else "drop_qp"
 
-    def _place(self, datagram: memoryview, opcode: int, psn: int, length: int) -> tuple[int, str]:
+    def _place(
+        self, datagram: memoryview, opcode: int, psn: int, length: int
+    ) -> tuple[int, int, str]:
+        """Slot, offset in it, and why the payload must not go there."""
         whole = _PAYLOAD_AT[opcode] + length + (datagram[1] >> 4 & 3) + ICRC_BYTES
         if whole != len(datagram) or whole % 4:
-            return 0, "drop_length"
+            return 0, 0, "drop_length"
         if length > self.stride or not self.n_slots:
-            return 0, "drop_bounds"
+            return 0, 0, "drop_bounds"
         if opcode == _SEND:
-            return self._send_slot, ""
+            return self._send_slot, 0, ""
         return self._written_slot(datagram, opcode, psn, length)
 
     def _written_slot(
         self, datagram: memoryview, opcode: int, psn: int, length: int
-    ) -> tuple[int, str]:
+    ) -> tuple[int, int, str]:
         va, rkey, announced = struct.unpack_from("!QII", datagram, BTH_BYTES)
         if announced != length:
-            return 0, "drop_length"
+            return 0, 0, "drop_length"
         if rkey != self._rkey:
-            return 0, "drop_rkey"
+            return 0, 0, "drop_rkey"
         slot, offset = divmod(va - BASE_VA, self.stride)
-        if offset or not 0 <= slot < self.n_slots:
-            return 0, "drop_bounds"
+        inside = 0 <= slot < self.n_slots and offset + length <= self.stride
+        if not inside or (offset and not self._goes_on(slot, offset, psn)):
+            return 0, 0, "drop_bounds"
         imm = int.from_bytes(datagram[28:32], "big")
         wrong = opcode == _WRITE_IMM and imm != slot_imm(psn, slot)
-        return slot, "drop_imm" if wrong else ""
+        return slot, offset, "drop_imm" if wrong else ""
+
+    def _goes_on(self, slot: int, offset: int, psn: int) -> bool:
+        begun = self._begun
+        return begun is not None and (slot, offset, psn) == (
+            begun.slot,
+            begun.next_byte,
+            begun.next_psn,
+        )

@@ -1,6 +1,8 @@
 """A UC queue pair without its wire: what ``virtual`` and ``soft_roce`` have in common.
 
-One packet per message. The receiving rules stand in :mod:`hil.link.receiver`.
+One packet per message, except that a write longer than a packet goes as several, each a write of
+its own that says where it belongs (as NVIDIA's sensor bridge does it). The receiving rules stand in
+:mod:`hil.link.receiver`.
 """
 
 from __future__ import annotations
@@ -114,8 +116,14 @@ class UcEndpoint(ABC):
 
     def post_write_imm(self, payload: Buffer, slot: int) -> None:
         """See :meth:`hil.link.endpoint.Endpoint.post_write_imm`."""
-        self._check(len(payload), slot)
-        self._post(write_only_imm(self._target, self._psn_out, slot, bytes(payload)))
+        size = self._payload_limit
+        self._check(len(payload), slot, packets=True)
+        last = max(0, len(payload) - 1) // size * size
+        for offset in range(0, last, size):
+            part = bytes(payload[offset : offset + size])
+            self._post(write_only(self._target, self._psn_out, slot, part, offset))
+        end = bytes(payload[last:])
+        self._post(write_only_imm(self._target, self._psn_out, slot, end, last))
 
     def post_write(self, payload: Buffer, slot: int) -> None:
         """See :meth:`hil.link.endpoint.Endpoint.post_write`."""
@@ -201,16 +209,18 @@ class UcEndpoint(ABC):
         for staged in self._stage(bytes(datagram)):
             self.transmit(staged)
 
-    def _check(self, length: int, slot: int) -> None:
+    def _check(self, length: int, slot: int, *, packets: bool = False) -> None:
+        """``packets``: a message of several packets, which only the slot limits."""
         peer = self._peer
         if peer is None:
             raise LinkError("endpoint has no peer yet", fix="call connect() first")
-        if length > min(peer.stride, self._payload_limit) or not 0 <= slot < peer.n_slots:
+        limit = peer.stride if packets else min(peer.stride, self._payload_limit)
+        if length > limit or not 0 <= slot < peer.n_slots:
             raise LinkError(
                 "payload or slot does not fit the peer",
                 where=f"endpoint {self._host}",
                 got=f"{length} B, slot {slot}",
-                allowed=f"<= {min(peer.stride, self._payload_limit)} B, slot < {peer.n_slots}",
+                allowed=f"<= {limit} B, slot < {peer.n_slots}",
             )
 
 

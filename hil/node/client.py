@@ -17,14 +17,17 @@ from typing import Any, Final, Self
 
 import numpy as np
 
+from hil.errors import NodeError
 from hil.link.endpoint import Endpoint, Prepared
 from hil.link.soft_roce import SoftRoceEndpoint, Tap
 from hil.node.config import Launch, NodeConfig, Peer
-from hil.node.exchange import Exchange, NodeLostError, Plan, concatenate
+from hil.node.exchange import U8, Exchange, NodeLostError, Plan, concatenate
 from hil.node.ledger import Batch, Ledger
 from hil.node.process import NodeProcess
 from hil.node.stamps import StampReader, create_stamp_file
-from hil.timebase import MISSING_PS, PS_PER_MS, PS_PER_S, PS_PER_US, monotonic_ps
+from hil.timebase import MISSING_PS, PS_PER_MS, PS_PER_NS, PS_PER_S, PS_PER_US, monotonic_ps
+from hil.wire.predecode import Correction, Predecode, build_predecode, parse_correction
+from hil.wire.rpc import Status, pad, ptp_from_ns
 from hil.wire.rpc_batch import row_bytes
 
 __all__ = ["Exchange", "NodeLostError", "Plan", "RackClient"]
@@ -101,7 +104,11 @@ class RackClient:
     ) -> None:
         config = self._config
         self._endpoint: Endpoint = SoftRoceEndpoint(
-            config.rack_address, port=config.udp_port, psn_start=config.psn_start_down, tap=tap
+            config.rack_address,
+            port=config.udp_port,
+            psn_start=config.psn_start_down,
+            mtu_bytes=config.mtu_bytes,
+            tap=tap,
         )
         self._stack.callback(self._endpoint.close)
         if wrap is not None:
@@ -205,6 +212,38 @@ class RackClient:
                 if not self._node.is_alive():
                     raise self._lost()
             yield from self._finished(now_ps)
+
+    def predecode(self, detectors: U8) -> tuple[Status, Correction | None]:
+        """Send one whole shot and wait for its answer; not while a stream is under way.
+
+        Args:
+            detectors: uint8 [D], 0 or 1.
+
+        Returns:
+            The status of the reply and, if that is 0, the correction.
+
+        Raises:
+            NodeLostError: the node died.
+            NodeError: no reply within ``answer_timeout_ps``.
+            RpcError: ``detectors`` are no bits.
+            LinkError: the message does not fit the node's slots (``NodeConfig.predecode``).
+        """
+        stamp = ptp_from_ns(monotonic_ps() // PS_PER_NS)
+        number = self._ledger.whole_shot()
+        message = Predecode(number & 0xFFFFFFFF, stamp, detectors.tobytes())
+        slot = number % self._config.ring_slots
+        self._endpoint.post_write_imm(pad(build_predecode(message)), slot)
+        until_ps = monotonic_ps() + self._config.answer_timeout_ps
+        while monotonic_ps() < until_ps:
+            self._wait(until_ps, spin=False)
+            for completion in self._endpoint.poll(POLL_BATCH):
+                at = completion.slot * self._stride
+                data = bytes(self._memory[at : at + completion.length])
+                self._endpoint.release(completion.slot)
+                response, correction = parse_correction(data)
+                if (response.request_id, response.ptp_timestamp) == message[:2]:
+                    return Status(response.status), correction
+        raise NodeError("no answer to a predecode in time", where=f"shot {number}")
 
     # -- sending ------------------------------------------------------------------------------
 

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gpu_decoder.build import NAMES
+from gpu_decoder.ising.config import PredecoderConfig
+from gpu_decoder.policy import RECOVERABLE
+from gpu_decoder.protocol import Reason
 from hil.errors import UsageError
 from hil.timebase import PS_PER_MS, PS_PER_S
 
@@ -70,6 +73,20 @@ class Delays(_Model):
         return 0 if off else delay_ps
 
 
+class Breakage(_Model):
+    """Shots whose primary decode is broken on purpose.
+
+    Attributes:
+        reason: how it breaks (``hil.node.worker``).
+        first: first shot.
+        shots: how many in a row.
+    """
+
+    reason: Reason
+    first: NonNegative
+    shots: Positive = 1
+
+
 class NodeConfig(_Model):
     """Configuration of one live exchange: addresses, geometry of a shot, decoders, policy, faults.
 
@@ -90,9 +107,12 @@ class NodeConfig(_Model):
         dem_text: stim detector error model with D detectors and O observables.
         more_dem_texts: further models of the same shape; shots of all of them take turns.
         primary: decoder name (``gpu_decoder.build.NAMES``).
+        predecoders: what runs before the primary, one per model; empty: nothing does.
         primary_workers: processes that run it.
         fallback: decoder name of the fallback, or ``None``: policy ``never``.
         fallback_workers: processes that run it.
+        fallback_when: reasons for which it is asked.
+        predecode: whole shots are taken too (RPC ``predecode``): the slots have room for one.
         mode: ``decide``: deadlines hold on the wall clock; ``measure``: durations are measured
             and the fates are decided elsewhere, in scenario time.
         deadline_ps: answer in effect, relative to T0 of the last block.
@@ -107,6 +127,8 @@ class NodeConfig(_Model):
         stamp_shots: shots kept in the shared stamp file.
         spin: the node polls without sleeping (wants a core of its own).
         delays: injected delays and stalls.
+        breakages: shots whose primary decode is broken; the first that names a shot counts.
+        mtu_bytes: path MTU of both directions.
     """
 
     rack_address: str
@@ -124,9 +146,12 @@ class NodeConfig(_Model):
     dem_text: str
     more_dem_texts: tuple[str, ...] = ()
     primary: str
+    predecoders: tuple[PredecoderConfig, ...] = ()
     primary_workers: Positive = 1
     fallback: str | None = None
     fallback_workers: Positive = 1
+    fallback_when: frozenset[Reason] = RECOVERABLE
+    predecode: bool = False
     mode: Literal["decide", "measure"]
     deadline_ps: Positive
     primary_deadline_ps: Positive | None = None
@@ -138,6 +163,8 @@ class NodeConfig(_Model):
     stamp_shots: Annotated[int, Field(ge=16)] = 8192
     spin: bool = False
     delays: Delays = Delays()
+    breakages: tuple[Breakage, ...] = ()
+    mtu_bytes: Annotated[int, Field(ge=256, le=4096)] = 1500
 
     @classmethod
     def create(cls, **fields: object) -> NodeConfig:
@@ -185,6 +212,11 @@ class NodeConfig(_Model):
                 f"{len(self.block_detectors)} blocks, {len(flat)} indices",
                 "blocks with at least one detector, each of range(D) exactly once",
             )
+        if len(self.predecoders) not in (0, 1 + len(self.more_dem_texts)):
+            models = 1 + len(self.more_dem_texts)
+            _refuse("predecoders", str(len(self.predecoders)), f"one for each of {models} models")
+        if self.predecode and self.n_observables != 1:
+            _refuse("predecode", f"{self.n_observables} observables", "1: its answer is a parity")
         if self.mode == "decide" and self.fallback is not None:
             self._check_policy()
         return self
@@ -223,6 +255,13 @@ class NodeConfig(_Model):
     def detector_index(self) -> tuple[NDArray[np.int64], ...]:
         """Per block the detector index of each bit, int64 [bits]."""
         return tuple(np.asarray(block, dtype=np.int64) for block in self.block_detectors)
+
+    def broken(self, shot: int) -> Reason:
+        """How the primary decode of ``shot`` is to break; ``NONE`` for almost all."""
+        for breakage in self.breakages:
+            if 0 <= shot - breakage.first < breakage.shots:
+                return breakage.reason
+        return Reason.NONE
 
     def fallback_pred_ps(self, n_events: int) -> int:
         """Predicted fallback service in ps for a shot with ``n_events`` detection events."""

@@ -68,6 +68,10 @@ class Exchange:
         fallback_prediction_b8: uint8 [n, ceil(O/8)].
         executed_primary: uint8 [n], ``GlobalDecoder`` that really ran, 0 = none.
         executed_fallback: uint8 [n].
+        primary_failed: uint8 [n], ``Reason`` for which the primary gave the shot up, 0 = none.
+        backend: uint8 [n], ``Backend`` of the primary's pre-decoder that really ran.
+        precision: uint8 [n], ``Precision`` likewise.
+        residual_events: int32 [n], events that it left to the matching; -1 = it did not run.
         n_events: int32 [n], detection events of the assembled shot, -1 = never assembled.
         queue_depth: uint16 [n], windows that waited when this one became eligible.
     """
@@ -94,6 +98,10 @@ class Exchange:
     fallback_prediction_b8: U8
     executed_primary: U8
     executed_fallback: U8
+    primary_failed: U8
+    backend: U8
+    precision: U8
+    residual_events: NDArray[np.int32]
     n_events: NDArray[np.int32]
     queue_depth: NDArray[np.uint16]
 

@@ -5,16 +5,25 @@ Pure. What is refused is counted by cause and answered where the header can be r
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from typing import Final, NamedTuple
 
 from gpu_decoder.protocol import Reason
 from hil.link.sequence import Arrival, SequenceAudit
 from hil.node.config import NodeConfig
-from hil.node.shots import Reply
+from hil.node.shots import Answerer, Asked, Outcome, Reply
+from hil.wire.predecode import (
+    PREDECODE,
+    Correction,
+    Predecode,
+    build_correction,
+    parse_predecode,
+)
 from hil.wire.rpc import (
     ENQUEUE_SYNDROMES,
     GET_CORRECTIONS,
+    MAGIC_REQUEST,
     EnqueueSyndromes,
     Envelope,
     GetCorrections,
@@ -42,15 +51,16 @@ PROTOCOL_ERROR: Final = -1
 NO_COUNTER: Final = -1
 """Stands for the counter of a ``reset_decoder``, which has none."""
 
+_PREDECODE_HEAD: Final = struct.pack("<II", MAGIC_REQUEST, PREDECODE)
 _RID_MASK: Final = (1 << 32) - 1
 _NS_PER_S: Final = 1_000_000_000
 _REPEATED: Final = (Arrival.DUPLICATE, Arrival.STALE)
 
 
 class Admitted(NamedTuple):
-    """A message that is read and new."""
+    """A message that is read and new. ``counter``: of a predecode, the number of its shot."""
 
-    request: Request
+    request: Request | Predecode
     counter: int
     arrival: Arrival
 
@@ -58,10 +68,11 @@ class Admitted(NamedTuple):
 class Turned(NamedTuple):
     """A frame that found its slot owned: only the header is known."""
 
-    counter: int
+    shot: int
     request_id: int
     ptp_timestamp: int
     is_get: bool
+    whole: bool
 
 
 class Rejected(NamedTuple):
@@ -94,6 +105,8 @@ class Intake:
 
     def admit(self, data: memoryview, slot: int) -> Admitted | Rejected:
         """Read one whole message, the bytes of ``slot``."""
+        if self._is_predecode(data):
+            return self._admit_predecode(data, slot)
         try:
             request = parse_request(data)
         except RpcError as error:
@@ -118,6 +131,14 @@ class Intake:
         except RpcError as error:
             self.count[f"bad_{error.cause}"] += 1
             return Rejected(None)
+        if self._is_predecode(header):
+            number = self._number_of(request_id, slot, MAX_UNVERIFIED_SHOTS)
+            if number is None:
+                self.count["bad_request"] += 1
+            if number is None or self._observe_shot(number) in _REPEATED:
+                return Rejected(None)
+            self.count["busy"] += 1
+            return Turned(number, request_id, ptp_timestamp, is_get=True, whole=True)
         counter = self._extend(request_id)
         is_get = counter % self._per_shot == self._config.n_blocks
         expected = GET_CORRECTIONS if is_get else ENQUEUE_SYNDROMES
@@ -128,11 +149,15 @@ class Intake:
         if self.audit.observe(counter) in _REPEATED:
             return Rejected(None)
         self.count["busy"] += 1
-        return Turned(counter, request_id, ptp_timestamp, is_get)
+        shot = counter // self._per_shot
+        return Turned(shot, request_id, ptp_timestamp, is_get, whole=False)
 
-    def counter_of_header(self, header: bytes) -> int:
-        """The counter that a header's request id stands for, unchecked."""
-        return self._extend(int.from_bytes(header[12:16], "little"))
+    def shot_of_header(self, header: bytes) -> int:
+        """The shot that a header's request id stands for, unchecked."""
+        request_id = int.from_bytes(header[12:16], "little")
+        if self._is_predecode(header):
+            return _nearest(request_id, self._expected_shot)
+        return self._extend(request_id) // self._per_shot
 
     def enqueue_fault(self, request: EnqueueSyndromes, block: int) -> Fault | None:
         """Why a block cannot be used, or ``None``."""
@@ -171,6 +196,64 @@ class Intake:
         response = Response(int(status), request_id, ptp_timestamp, result, envelope)
         return Reply(pad(build_response(response)), shot)
 
+    def correction(self, asked: Asked, outcome: Outcome, shot: int) -> Reply:
+        """Reply to the predecode of ``shot``."""
+        found = Correction(0, 0)
+        if outcome.status is Status.OK:
+            converged = int(outcome.path is Answerer.PRIMARY)
+            found = Correction(outcome.prediction[0] & 1, converged)
+        data = build_correction(asked.request_id, asked.ptp_timestamp, int(outcome.status), found)
+        return Reply(pad(data), shot)
+
+    def refuse_whole(self, request_id: int, ptp_timestamp: int) -> Reply:
+        """Reply to a predecode that cannot be served."""
+        self.count["bad_request"] += 1
+        status = int(Status.BAD_REQUEST)
+        return Reply(pad(build_correction(request_id, ptp_timestamp, status, Correction(0, 0))))
+
+    def _is_predecode(self, data: bytes | memoryview) -> bool:
+        return self._config.predecode and bytes(data[:8]) == _PREDECODE_HEAD
+
+    def _admit_predecode(self, data: memoryview, slot: int) -> Admitted | Rejected:
+        """Its request id is the number of its shot; nothing else tells two shots apart."""
+        try:
+            header = peek_request(data)
+        except RpcError as error:
+            self.count[f"bad_{error.cause}"] += 1
+            return Rejected(None)
+        named = (header.request_id, header.ptp_timestamp)
+        number = self._number_of(header.request_id, slot, MAX_JUMP // self._per_shot)
+        if number is None:
+            return Rejected(self.refuse_whole(*named))
+        arrival = self._observe_shot(number)
+        if arrival in _REPEATED:
+            return Rejected(None)
+        try:
+            request = parse_predecode(data)
+        except RpcError as error:
+            self.count[f"bad_{error.cause}"] += 1
+            return Rejected(self.refuse_whole(*named))
+        stamp = header.ptp_timestamp
+        wrong = stamp == 0 or stamp & _RID_MASK >= _NS_PER_S
+        if wrong or len(request.detectors) != self._config.n_detectors:
+            return Rejected(self.refuse_whole(*named))
+        return Admitted(request, number, arrival)
+
+    def _number_of(self, request_id: int, slot: int, jump: int) -> int | None:
+        """The shot of a predecode, or ``None`` if it is not near or does not fit the slot."""
+        number = _nearest(request_id, self._expected_shot)
+        near = 0 <= number <= self._expected_shot + jump
+        return number if near and number % self._config.ring_slots == slot else None
+
+    @property
+    def _expected_shot(self) -> int:
+        return (self.audit.expected or 0) // self._per_shot
+
+    def _observe_shot(self, number: int) -> Arrival:
+        """A whole shot takes all the counters that its blocks and its request would have."""
+        first = number * self._per_shot
+        return [self.audit.observe(first + k) for k in range(self._per_shot)][-1]
+
     def _refuse_unparsed(self, data: memoryview, error: RpcError) -> Reply | None:
         if not is_intact(data):
             return None  # not a request, or its request_id cannot be trusted
@@ -188,8 +271,7 @@ class Intake:
 
     def _extend(self, request_id: int) -> int:
         """The counter nearest to the expected one whose low 32 bits are ``request_id``."""
-        expected = self.audit.expected or 0
-        return expected + ((request_id - expected + (1 << 31)) & _RID_MASK) - (1 << 31)
+        return _nearest(request_id, self.audit.expected or 0)
 
     def _plausible(self, counter: int, jump: int = MAX_JUMP) -> bool:
         return 0 <= counter <= (self.audit.expected or 0) + jump
@@ -209,3 +291,8 @@ class Intake:
     def _bad_request(self) -> Fault:
         self.count["bad_request"] += 1
         return Fault(Status.BAD_REQUEST, Reason.TRANSPORT_LOSS)
+
+
+def _nearest(request_id: int, expected: int) -> int:
+    """The number nearest to ``expected`` whose low 32 bits are ``request_id``."""
+    return expected + ((request_id - expected + (1 << 31)) & _RID_MASK) - (1 << 31)

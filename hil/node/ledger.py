@@ -114,6 +114,14 @@ class Ledger:
         self.batches.append(batch)
         return batch
 
+    def whole_shot(self) -> int:
+        """Number of a shot that goes in one message, not in a plan; it takes its counters too."""
+        number = self._next_shot
+        self._next_shot += 1
+        self.next_counter += self._per_shot
+        self.count["frames_sent"] += 1
+        return number
+
     def sent(self, batch: Batch, shot: int, block: int, t_tx_ps: int) -> None:
         """Message ``block`` (r = the request) of the batch's ``shot`` goes out at ``t_tx_ps``."""
         if block < self._config.n_blocks:
@@ -274,6 +282,10 @@ class Ledger:
             np.where(there[:, None], rows["fallback_prediction_b8"], np.uint8(0)),
             np.where(there, rows["executed_primary"], np.uint8(0)),
             np.where(there, rows["executed_fallback"], np.uint8(0)),
+            np.where(there, rows["primary_failed"], np.uint8(0)),
+            np.where(there, rows["backend"], np.uint8(0)),
+            np.where(there, rows["precision"], np.uint8(0)),
+            np.where(there, rows["residual_events"], np.int32(-1)),
             np.where(there, rows["n_events"], np.int32(-1)),
             np.where(there, rows["queue_depth"], np.uint16(0)),
         )

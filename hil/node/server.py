@@ -31,7 +31,7 @@ from hil.node.stamps import StampWriter
 from hil.node.worker import WorkerProcess, WorkerSetup
 from hil.timebase import PS_PER_S, PS_PER_US, monotonic_ps
 from hil.wire.rpc import GET_CORRECTIONS
-from hil.wire.rpc_batch import enqueue_row_bytes, get_row_bytes
+from hil.wire.rpc_batch import enqueue_row_bytes, get_row_bytes, predecode_row_bytes
 
 FRAMES_IN_A_ROW: Final = 4
 """Frames served before workers and timers get their turn."""
@@ -52,7 +52,8 @@ _WORKER_START_S: Final = 120.0
 def slot_bytes(config: NodeConfig) -> int:
     """Bytes of a slot that holds any request of this configuration."""
     largest = max(len(block) for block in config.block_detectors)
-    return max(enqueue_row_bytes(largest), get_row_bytes())
+    whole = predecode_row_bytes(config.n_detectors) if config.predecode else 0
+    return max(enqueue_row_bytes(largest), get_row_bytes(), whole)
 
 
 def is_get(header: bytes) -> bool:
@@ -78,7 +79,10 @@ class Server:
             self._stamps = StampWriter(launch.stamp_path)
             self._stack.callback(self._stamps.close)
             self._endpoint = SoftRoceEndpoint(
-                config.node_address, port=config.udp_port, psn_start=config.psn_start_up
+                config.node_address,
+                port=config.udp_port,
+                psn_start=config.psn_start_up,
+                mtu_bytes=config.mtu_bytes,
             )
             self._stack.callback(self._endpoint.close)
             self._memory = self._endpoint.register(config.ring_slots, slot_bytes(config))
@@ -98,7 +102,13 @@ class Server:
         self._workers: dict[WorkerProcess, bool] = {}
         dem_texts = (config.dem_text, *config.more_dem_texts)
         for kind, fallback in kinds:
-            setup = WorkerSetup(kind, dem_texts, config.n_detectors, config.n_observables)
+            setup = WorkerSetup(
+                kind,
+                dem_texts,
+                config.n_detectors,
+                config.n_observables,
+                () if fallback else config.predecoders,
+            )
             worker = WorkerProcess(setup)
             self._stack.callback(worker.close)
             self._workers[worker] = fallback
@@ -195,8 +205,10 @@ class Server:
     def _take_result(self, worker: WorkerProcess) -> None:
         answer = worker.receive()
         if answer.error:
-            sys.stderr.write(f"shot {answer.shot}: decoder raised {answer.error}\n")
-        result = Decode(answer.start_ps, answer.end_ps, answer.prediction)
+            sys.stderr.write(f"shot {answer.shot}: {answer.error}\n")
+        result = Decode(
+            answer.start_ps, answer.end_ps, answer.prediction, answer.failed, answer.chain
+        )
         done = self._session.fallback_done if self._workers[worker] else self._session.primary_done
         self._do(done(answer.shot, result, monotonic_ps()))
 
@@ -245,7 +257,7 @@ class Server:
     def _start(self, job: Start) -> None:
         for worker, fallback in self._workers.items():
             if fallback == job.fallback and not worker.busy:
-                worker.start(job.shot, job.detectors_b8, job.extra_ps)
+                worker.start(job)
                 return
         raise NodeError("no idle worker for a decode", where=f"shot {job.shot}")
 

@@ -35,6 +35,7 @@ from hil.node.shots import (
 )
 from hil.node.windows import Decide, Take, Windows
 from hil.timebase import PS_PER_NS
+from hil.wire.predecode import Predecode
 from hil.wire.rpc import EnqueueSyndromes, GetCorrections, ResetDecoder, Status, ptp_to_ns
 
 HISTORY_SHOTS: Final = 1024
@@ -76,6 +77,8 @@ class Session:
             return [Release((slot,)), *((read.reply,) if read.reply else ())]
         self._last_frame_ps = now_ps  # what is refused does not put the gap timeout off
         request = read.request
+        if isinstance(request, Predecode):
+            return self._whole(request, read.counter, slot, now_ps)
         if isinstance(request, ResetDecoder):
             self._count["reset"] += 1
             done = self._intake.reply(request, Status.OK)
@@ -94,12 +97,12 @@ class Session:
             return []
         self._last_frame_ps = now_ps
         actions: list[Action] = []
-        shot = self._open(read.counter // self._per_shot, actions)
+        shot = self._open(read.shot, actions)
         full = Fault(Status.BUSY, Reason.QUEUE_FULL)
         if read.is_get:
             if shot.asked is None:
                 self._asked.append(shot)
-            shot.asked = Asked(read.request_id, read.ptp_timestamp, 0)
+            shot.asked = Asked(read.request_id, read.ptp_timestamp, 0, read.whole)
             return actions + self._declare(shot, full, undeliverable=True)
         busy = self._intake.reply_to(read.request_id, read.ptp_timestamp, Status.BUSY)
         return [*actions, busy, *self._declare(shot, full)]
@@ -112,19 +115,25 @@ class Session:
         return self._follow(self._windows.eligible(shot, now_ps))
 
     def primary_done(self, number: int, result: Decode, now_ps: int) -> list[Action]:
-        """A primary worker is done with shot ``number``; an empty prediction means it raised."""
+        """A primary worker is done with shot ``number``, or has given it up (``result.failed``)."""
         shot = self._shots[number]
         shot.primary = result
-        actions = self._take_result(shot, result)
+        actions: list[Action] = []
+        self._count_result(shot, result)
         actions += self._follow(self._windows.primary_done(shot, now_ps))
         return actions + self._close(shot)
 
     def fallback_done(self, number: int, result: Decode, now_ps: int) -> list[Action]:
-        """A fallback worker is done with shot ``number``; an empty prediction means it raised."""
+        """A fallback worker is done with shot ``number``, or has failed: then nobody answers it."""
         shot = self._shots[number]
         shot.fallback = result
-        second_opinion = self._config.mode == "measure"
-        actions = [] if second_opinion else self._take_result(shot, result)
+        actions: list[Action] = []
+        if self._config.mode == "decide":
+            self._count_result(shot, result)
+        if result.failed is not Reason.NONE and shot.outcome is None:
+            first = Reason.NONE if shot.primary is None else shot.primary.failed
+            why = result.failed if first is Reason.NONE else first
+            actions += self._declare(shot, Fault(Status.INTERNAL_ERROR, why))
         actions += self._follow(self._windows.fallback_done(shot, now_ps))
         return actions + self._close(shot)
 
@@ -138,7 +147,7 @@ class Session:
 
     def shot_of(self, header: bytes) -> int:
         """Number of the shot that a message with this header belongs to, by its request id."""
-        return self._intake.counter_of_header(header) // self._per_shot
+        return self._intake.shot_of_header(header)
 
     def tick(self, now_ps: int) -> list[Action]:
         """Time has passed."""
@@ -195,11 +204,11 @@ class Session:
         reply = self._intake.reply(request, Status.SYNDROMES_DROPPED if gap else Status.OK)
         if shot.received != self._all_blocks:
             return [reply]
+        return [*self._assembled(shot, now_ps), reply]  # the window first: it is waited for
+
+    def _assembled(self, shot: Shot, now_ps: int) -> list[Action]:
         del self._collecting[shot.number]
         shot.n_events = int(np.count_nonzero(shot.bits))
-        return [*self._complete(shot, now_ps), reply]  # the window first: it is waited for
-
-    def _complete(self, shot: Shot, now_ps: int) -> list[Action]:
         delay_ps = self._config.delays.of("queue", shot.number)
         if delay_ps:
             return [Hold(shot.number, delay_ps)]
@@ -225,6 +234,24 @@ class Session:
             shot.slots.append(slot)  # held, like every frame, until the window is taken
             return []
         return [Release((slot,)), *self._deliver(shot)]
+
+    def _whole(self, request: Predecode, number: int, slot: int, now_ps: int) -> list[Action]:
+        """A shot in one message: all its blocks, and the request for its answer."""
+        self._count["predecode"] += 1
+        actions: list[Action] = []
+        shot = self._open(number, actions)
+        if shot.received or shot.asked is not None:  # it came in blocks before
+            refusal = self._intake.refuse_whole(request.request_id, request.ptp_timestamp)
+            return [*actions, Release((slot,)), refusal]
+        self._asked.append(shot)
+        shot.asked = Asked(request.request_id, request.ptp_timestamp, 0, whole=True)
+        if shot.outcome is not None:  # declared: a newer one was here first
+            return [*actions, Release((slot,)), *self._deliver(shot)]
+        shot.bits[:] = np.frombuffer(request.detectors, np.uint8)
+        shot.t0_last_ps = ptp_to_ns(request.ptp_timestamp) * PS_PER_NS
+        shot.received = self._all_blocks
+        shot.slots.append(slot)
+        return actions + self._assembled(shot, now_ps)
 
     # -- shots --------------------------------------------------------------------------------
 
@@ -274,11 +301,10 @@ class Session:
             self._count_outcome(shot, 1)
         return self._settled(shot)
 
-    def _answer(self, shot: Shot, *, fallback: bool) -> list[Action]:
+    def _answer(self, shot: Shot, fallback: bool, reason: Reason) -> list[Action]:
         result = shot.fallback if fallback else shot.primary
         prediction = result.prediction if result is not None else b""
         path = Answerer.FALLBACK if fallback else Answerer.PRIMARY
-        reason = Reason.DEADLINE if fallback else Reason.NONE
         shot.outcome = Outcome(path, reason, Status.OK, prediction)
         self._count_outcome(shot, 1)
         return self._settled(shot)
@@ -315,6 +341,8 @@ class Session:
         if outcome is None or asked is None:
             raise NodeError("a reply without outcome or request", got=f"shot {shot.number}")
         shot.reply_made = True
+        if asked.whole:
+            return self._intake.correction(asked, outcome, shot.number)
         return self._intake.reply_to(
             asked.request_id,
             asked.ptp_timestamp,
@@ -340,13 +368,9 @@ class Session:
 
     # -- decoding -----------------------------------------------------------------------------
 
-    def _take_result(self, shot: Shot, result: Decode) -> list[Action]:
-        if shot.outcome is not None:
-            self._count["results_discarded"] += 1
-        if result.prediction:
-            return []
-        self._count["decoder_errors"] += 1
-        return self._declare(shot, Fault(Status.INTERNAL_ERROR, Reason.OUTPUT_INVALID))
+    def _count_result(self, shot: Shot, result: Decode) -> None:
+        self._count["results_discarded"] += shot.outcome is not None
+        self._count["decoder_errors"] += result.failed is not Reason.NONE
 
     def _follow(self, steps: Iterable[Take | Decide]) -> list[Action]:
         """Carry out what the queue in front of the decoders decided."""
@@ -357,16 +381,19 @@ class Session:
                 actions += self._free(shot)
                 actions.append(self._start(shot, fallback=step.fallback))
             elif step.do is Do.DECLARE_UNANSWERED:
-                late = Fault(Status.DEADLINE_MISSED, Reason.DEADLINE)
-                actions += self._declare(shot, late)
+                late = step.reason is Reason.DEADLINE
+                status = Status.DEADLINE_MISSED if late else Status.INTERNAL_ERROR
+                actions += self._declare(shot, Fault(status, step.reason))
             else:
-                actions += self._answer(shot, fallback=step.do is Do.ANSWER_FALLBACK)
+                actions += self._answer(shot, step.do is Do.ANSWER_FALLBACK, step.reason)
         return actions
 
     def _start(self, shot: Shot, *, fallback: bool) -> Start:
         delays = self._config.delays
         extra_ps = delays.of("decode", shot.number)
+        fails = Reason.NONE
         if not fallback:
             extra_ps += delays.stalls_ps.get(shot.number, 0)
+            fails = self._config.broken(shot.number)
         packed = np.packbits(shot.bits, bitorder="little").tobytes()
-        return Start(fallback, shot.number, packed, extra_ps)
+        return Start(fallback, shot.number, packed, extra_ps, fails)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,22 +39,36 @@ class Outcome:
     prediction: bytes = b""
 
 
+class Chain(NamedTuple):
+    """The pre-decoder of one decode as it ran: codes, and the events that it left to matching."""
+
+    backend: int
+    precision: int
+    residual_events: int
+
+
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """Result of one decode: stamps in ps and the prediction, empty if the decoder raised."""
+    """Result of one decode: stamps in ps and the prediction, empty if there is none.
+
+    ``failed`` says why there is none. ``chain``: what the pre-decoder was, ``None`` without one.
+    """
 
     start_ps: int
     end_ps: int
     prediction: bytes
+    failed: Reason = Reason.NONE
+    chain: Chain | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The get_corrections of a shot that waits for its reply."""
+    """The request of a shot that waits for its reply; ``whole``: a predecode."""
 
     request_id: int
     ptp_timestamp: int
     valid_until_round: int
+    whole: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -81,6 +95,7 @@ class Shot:
         """The shot's row of the stamp file (``hil.node.stamps.shot_dtype``)."""
         values: dict[str, object] = {
             "n_events": self.n_events,
+            "residual_events": -1,
             "queue_depth": min(self.queue_depth, 0xFFFF),
             "t_reply_tx_ps": self.reply_tx_ps,
         }
@@ -90,6 +105,10 @@ class Shot:
         ):
             if decode is None:
                 continue
+            if name == "primary":
+                values["primary_failed"] = int(decode.failed)
+            if name == "primary" and decode.chain is not None:
+                values |= decode.chain._asdict()
             values[f"{name}_start_ps"] = decode.start_ps
             values[f"{name}_end_ps"] = decode.end_ps
             if decode.prediction:
@@ -117,12 +136,16 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Give ``detectors_b8`` of ``shot`` to an idle worker (``fallback`` or primary)."""
+    """Give ``detectors_b8`` of ``shot`` to an idle worker (``fallback`` or primary).
+
+    ``extra_ps`` and ``fails`` are injected faults: a stall, and how the decoder breaks.
+    """
 
     fallback: bool
     shot: int
     detectors_b8: bytes
     extra_ps: int
+    fails: Reason = Reason.NONE
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hil.errors import NodeError
 from hil.timebase import MISSING_PS
 
-MAGIC: Final = 0x314D5453_4C4948  # bytes "HILSTM1"
+MAGIC: Final = 0x324D5453_4C4948  # bytes "HILSTM2"
 EMPTY: Final = -1
 
 HEADER: Final = np.dtype(
@@ -56,6 +56,10 @@ def shot_dtype(prediction_bytes: int) -> np.dtype[np.void]:
             ("reason", "u1"),
             ("executed_primary", "u1"),
             ("executed_fallback", "u1"),
+            ("primary_failed", "u1"),
+            ("backend", "u1"),
+            ("precision", "u1"),
+            ("residual_events", "<i4"),
             ("primary_prediction_b8", "u1", (prediction_bytes,)),
             ("fallback_prediction_b8", "u1", (prediction_bytes,)),
         ]

@@ -3,7 +3,7 @@
 Pure: time passed in, steps out. In mode ``decide`` the policy ends the wait of a window when its
 time has come; in mode ``measure`` (and with policy ``never``) the primary answers whenever it is
 done, and in mode ``measure`` the fallback decodes every shot too, behind the primary and off the
-answer's path, so that somebody else can decide later.
+answer's path, so that somebody else can decide later; it answers where the primary gave up.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from gpu_decoder.policy import Action as PolicyAction
 from gpu_decoder.policy import DeadlinePolicy, Do, PolicyConfig
+from gpu_decoder.protocol import Reason
 from hil.node.config import NodeConfig
 from hil.node.shots import Shot
 
@@ -28,10 +29,14 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class Decide:
-    """The policy settles the open ``shot``: one of two answers, or ``DECLARE_UNANSWERED``."""
+    """The policy settles the open ``shot``: one of two answers, or ``DECLARE_UNANSWERED``.
+
+    ``reason``: why the primary does not answer, where it does not.
+    """
 
     shot: Shot
     do: Do
+    reason: Reason = Reason.NONE
 
 
 class Windows:
@@ -52,6 +57,7 @@ class Windows:
                 primary_workers=config.primary_workers,
                 fallback_workers=config.fallback_workers,
                 way_back_pred_ps=config.way_back_pred_ps,
+                when=config.fallback_when,
             )
         )
         self._second: deque[Shot] = deque()
@@ -63,9 +69,16 @@ class Windows:
         return self._steps(self._ready(shot, now_ps), now_ps)
 
     def primary_done(self, shot: Shot, now_ps: int) -> list[Take | Decide]:
-        """The primary worker of ``shot`` is idle again."""
+        """The primary worker of ``shot`` is idle again; ``shot.primary`` says how it ended."""
         shot.busy_workers -= 1
-        steps = self._steps(self._policy.primary_done(shot.number, now_ps), now_ps)
+        failed = Reason.NONE if shot.primary is None else shot.primary.failed
+        if failed is Reason.NONE:
+            steps = self._steps(self._policy.primary_done(shot.number, now_ps), now_ps)
+        else:
+            actions = self._policy.primary_failed(shot.number, now_ps, failed)
+            if self._second_opinion and failed in self._config.fallback_when:
+                actions = [a for a in actions if a.key != shot.number]  # the second one answers
+            steps = self._steps(actions, now_ps)
         if self._second_opinion:
             self._second.append(shot)
             steps += self._start_second()
@@ -76,7 +89,10 @@ class Windows:
         shot.busy_workers -= 1
         if self._second_opinion:
             self._second_running -= 1
-            return self._start_second()
+            steps = self._start_second()
+            if shot.outcome is None and shot.primary is not None:
+                steps.insert(0, Decide(shot, Do.ANSWER_FALLBACK, shot.primary.failed))
+            return steps
         return self._steps(self._policy.fallback_done(shot.number, now_ps), now_ps)
 
     def tick(self, now_ps: int) -> list[Take | Decide]:
@@ -116,7 +132,7 @@ class Windows:
                 shot.busy_workers += 1
                 steps.append(Take(shot, fallback=True))
             else:
-                steps.append(Decide(shot, action.do))
+                steps.append(Decide(shot, action.do, action.reason))
         return steps
 
     def _pass(self, action: PolicyAction, now_ps: int) -> list[PolicyAction]:

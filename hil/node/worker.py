@@ -2,8 +2,12 @@
 
 The node sends jobs over a pipe and never more than one at a time, so that every decision about
 the next job stays with the policy. PyMatching holds the GIL while it decodes, hence a process.
-Messages are bytes: the first one from the node is JSON (``WorkerSetup``), the first one back is
-JSON (``WorkerReady`` or an error); then ``JOB`` + packed detectors in, ``DONE`` + prediction out.
+The first message from the node is a pickled ``WorkerSetup``, the first one back is JSON (what is
+ready, or an error); then ``JOB`` + packed detectors in, ``DONE`` + prediction out.
+
+What a decoder raises, or gives back that cannot be an answer, becomes the reason of its shot: the
+``reason`` that the error carries; ``output_invalid`` where matching refused what it was given; else
+``predecoder_error``.
 """
 
 from __future__ import annotations
@@ -18,27 +22,46 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from gpu_decoder.protocol import Decoder, Reason, U8Array
 from hil.errors import NodeError
 from hil.node.processes import signal_when_parent_dies
+from hil.node.shots import Chain, Start
 from hil.timebase import PS_PER_MS, PS_PER_NS, monotonic_ps
 
 if TYPE_CHECKING:
+    from gpu_decoder.ising.config import PredecoderConfig
     from gpu_decoder.turns import TurnDecoders
 
-JOB: Final = struct.Struct("<qq")
-"""Job header: shot, extra time in ps inside the stamps (injected delay or stall)."""
+JOB: Final = struct.Struct("<qqB")
+"""Job header: shot, extra time in ps inside the stamps (injected), ``Reason`` (injected)."""
 
-DONE: Final = struct.Struct("<qqqB")
-"""Answer header: shot, start and end in monotonic ps, 1 = decoded / 0 = error text follows."""
+DONE: Final = struct.Struct("<qqqBBBi")
+"""Answer header: shot, start and end in monotonic ps, ``Reason`` for which there is no answer (then
+its text follows), backend and precision of the pre-decoder, events it left (-1: there is none)."""
+
+NO_CHAIN: Final = -1
+"""Stands for the events left by a pre-decoder where there is none."""
 
 _WARM_UP_SHOTS: Final = 64
 _WARM_UP_SEED: Final = 1
+
+
+class BrokenOnPurposeError(Exception):
+    """The fault that a scenario asked for (``reason``)."""
+
+    def __init__(self, what: str, reason: Reason) -> None:
+        super().__init__(f"{what}: {reason.name.lower()}")
+        self.reason = reason
+
+
+class OutputInvalidError(ValueError):
+    """What a decoder gave back cannot be an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +72,20 @@ class WorkerSetup:
     dem_texts: Sequence[str]
     n_detectors: int
     n_observables: int
+    predecoders: Sequence[PredecoderConfig] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back from a worker: a prediction or, if ``prediction`` is empty, an error."""
+    """What came back from a worker: a prediction or, if ``failed`` says so, an error."""
 
     shot: int
     start_ps: int
     end_ps: int
     prediction: bytes
+    failed: Reason
     error: str
+    chain: Chain | None
 
 
 class WorkerProcess:
@@ -84,7 +110,7 @@ class WorkerProcess:
         self._kind = setup.kind
         self.busy = False
         with contextlib.suppress(OSError):  # dead already: wait_ready says so
-            self._connection.send_bytes(json.dumps(asdict(setup)).encode())
+            self._connection.send(setup)
 
     @property
     def pid(self) -> int:
@@ -112,15 +138,16 @@ class WorkerProcess:
             raise NodeError("cannot build its decoder", where=where, got=str(reply["error"]))
         return reply["ready"]
 
-    def start(self, shot: int, detectors_b8: bytes, extra_ps: int) -> None:
+    def start(self, job: Start) -> None:
         """Hand over one shot; the worker must be idle.
 
         Raises:
             NodeError: the worker died.
         """
         self.busy = True
+        head = JOB.pack(job.shot, job.extra_ps, job.fails)
         try:
-            self._connection.send_bytes(JOB.pack(shot, extra_ps) + detectors_b8)
+            self._connection.send_bytes(head + job.detectors_b8)
         except OSError:
             raise self._died("died") from None
 
@@ -135,11 +162,12 @@ class WorkerProcess:
         except (EOFError, OSError):
             raise self._died("died") from None
         self.busy = False
-        shot, start_ps, end_ps, good = DONE.unpack_from(data)
-        rest = data[DONE.size :]
-        if good:
-            return Answer(shot, start_ps, end_ps, rest, "")
-        return Answer(shot, start_ps, end_ps, b"", rest.decode())
+        shot, start_ps, end_ps, code, backend, precision, events = DONE.unpack_from(data)
+        rest, failed = data[DONE.size :], Reason(code)
+        if failed is not Reason.NONE:
+            return Answer(shot, start_ps, end_ps, b"", failed, rest.decode(), None)
+        chain = Chain(backend, precision, events) if events >= 0 else None
+        return Answer(shot, start_ps, end_ps, rest, failed, "", chain)
 
     def _died(self, what: str) -> NodeError:
         code = self._process.wait()
@@ -157,7 +185,7 @@ class WorkerProcess:
 
 def run(connection: Connection) -> None:
     """Build, warm up, then decode until the pipe ends."""
-    setup = WorkerSetup(**json.loads(connection.recv_bytes()))
+    setup: WorkerSetup = connection.recv()
     try:
         decoder = _build(setup)
     except Exception as error:  # noqa: BLE001 - whatever it is, the node must be told
@@ -170,13 +198,13 @@ def run(connection: Connection) -> None:
     ready = decoder.fingerprint() | {"kind": str(int(decoder.kind))}
     connection.send_bytes(json.dumps({"ready": ready}).encode())
     while True:
-        connection.send_bytes(_decode(decoder, connection.recv_bytes()))
+        connection.send_bytes(decode(decoder, connection.recv_bytes()))
 
 
 def _build(setup: WorkerSetup) -> TurnDecoders:
     from gpu_decoder.turns import build_turns
 
-    decoder = build_turns(setup.kind, setup.dem_texts)
+    decoder = build_turns(setup.kind, setup.dem_texts, predecoders=setup.predecoders)
     found = (decoder.n_detectors, decoder.n_observables)
     if found != (setup.n_detectors, setup.n_observables):
         raise NodeError(
@@ -198,18 +226,68 @@ def _warm_up(decoders: TurnDecoders, setup: WorkerSetup) -> None:
             decoder.decode_one(row)
 
 
-def _decode(decoders: TurnDecoders, job: bytes) -> bytes:
-    shot, extra_ps = JOB.unpack_from(job)
+def decode(decoders: TurnDecoders, job: bytes) -> bytes:
+    """Do a job (``JOB`` + detectors): ``DONE`` + the answer, or why there is none."""
+    shot, extra_ps, fails = JOB.unpack_from(job)
     decoder = decoders.of(shot)
     detectors_b8 = np.frombuffer(job, np.uint8, offset=JOB.size)
+    failed, chain = Reason.NONE, Chain(0, 0, NO_CHAIN)
     start_ps = monotonic_ps()
     try:
-        answer, good = decoder.decode_one(detectors_b8).tobytes(), 1
-    except Exception as error:  # noqa: BLE001 - reported to the node, which declares the shot
-        answer, good = f"{type(error).__name__}: {error}".encode(), 0
+        answer, chain = _answer(decoder, detectors_b8, Reason(fails))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the shot must be settled
+        answer, failed = f"{type(error).__name__}: {error}".encode(), reason_of(error)
     if extra_ps:
         hold_until_ps(monotonic_ps() + extra_ps)
-    return DONE.pack(shot, start_ps, monotonic_ps(), good) + answer
+    return DONE.pack(shot, start_ps, monotonic_ps(), failed, *chain) + answer
+
+
+def _answer(decoder: Decoder, detectors_b8: U8Array, fails: Reason) -> tuple[bytes, Chain]:
+    """Decode one shot and check the answer; ``fails``: break as told.
+
+    Raises:
+        BrokenOnPurposeError: told to.
+        OutputInvalidError: the answer cannot be one.
+    """
+    if fails not in (Reason.NONE, Reason.OUTPUT_INVALID):
+        raise BrokenOnPurposeError("injected fault", fails)
+    chain = Chain(0, 0, NO_CHAIN)
+    if hasattr(decoder, "backend"):  # a pre-decoder in front: its record is wanted too
+        decoded = decoder.decode_batch(detectors_b8.reshape(1, -1))
+        prediction, record = decoded.predictions_b8[0], decoded.predecoded
+        if record is not None:
+            executed = (int(record.backend_executed), int(record.precision_executed))
+            chain = Chain(*executed, int(record.residual_events[0]))
+    else:
+        prediction = decoder.decode_one(detectors_b8)
+    if fails is Reason.OUTPUT_INVALID:
+        prediction = np.append(prediction, np.uint8(0xFF))
+    return checked(prediction, decoder.n_observables), chain
+
+
+def checked(prediction: U8Array, n_observables: int) -> bytes:
+    """The bytes of an answer.
+
+    Raises:
+        OutputInvalidError: it is not uint8 [ceil(O/8)], or an unused bit is set.
+    """
+    size, spare = -(-n_observables // 8), -n_observables % 8
+    if prediction.shape != (size,) or prediction.dtype != np.uint8:
+        raise OutputInvalidError(
+            f"the decoder answered {prediction.dtype} {list(prediction.shape)}, "
+            f"allowed: uint8 [{size}]"
+        )
+    if spare and int(prediction[-1]) >> (8 - spare):
+        raise OutputInvalidError(f"a bit behind the {n_observables} observables is set")
+    return prediction.tobytes()
+
+
+def reason_of(error: Exception) -> Reason:
+    """Why a shot has no answer, by what its decoder raised."""
+    reason = getattr(error, "reason", None)
+    if isinstance(reason, Reason):
+        return reason
+    return Reason.OUTPUT_INVALID if isinstance(error, ValueError) else Reason.PREDECODER_ERROR
 
 
 def hold_until_ps(instant_ps: int) -> None:

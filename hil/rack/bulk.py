@@ -82,14 +82,15 @@ def _predicted_finish(jobs: Any, n_jobs: Any, workers: Any, now: Any, pred: Any)
 
 @njit(cache=True)
 def _node(  # type: ignore[no-untyped-def]
-    rx, visible, lost, dispatch, primary, primary_pred, fallback, fallback_pred, t0_last,
-    enabled, slots, primary_deadline, deadline, way_back,
+    rx, visible, lost, dispatch, primary, primary_pred, failed, fallback, fallback_pred, t0_last,
+    enabled, when, slots, primary_deadline, deadline, way_back,
     scalars, primary_free, fallback_free, jobs, times, counts, kinds,
 ):  # fmt: skip
     """Ring, primary queue, fallback policy: ``gpu_decoder.policy`` replayed shot by shot.
 
-    ``scalars`` = last_ready, last_fate, n_jobs, n_held, used slots, next release. ``times``,
-    ``counts``, ``kinds``: when held slots are released, how many, and whether a window holds them.
+    ``when``: by ``Reason``, whether the fallback is asked. ``scalars`` = last_ready, last_fate,
+    n_jobs, n_held, used slots, next release. ``times``, ``counts``, ``kinds``: when held slots are
+    released, how many, and whether a window holds them.
     """
     n, r = rx.shape
     start = np.zeros(n, dtype=np.int64)
@@ -132,21 +133,30 @@ def _node(  # type: ignore[no-untyped-def]
             release = begin
             limit = t0_last[i] + primary_deadline
             trigger = np.int64(-1)
+            reason[i] = _NONE
             if not enabled or begin <= limit - primary_pred[i]:
                 done = begin + primary[i]
                 primary_free[w] = done
-                if not enabled or done <= limit:
+                if not enabled and failed[i] != _NONE:
+                    path[i] = _UNANSWERED
+                    reason[i] = failed[i]
+                    last_fate = max(last_fate, done)
+                elif enabled and failed[i] != _NONE and done <= limit:
+                    trigger = max(done, last_fate)
+                    reason[i] = failed[i]
+                elif not enabled or done <= limit:
                     start[i] = begin
                     end[i] = done
                     last_fate = max(last_fate, done)
                 else:
                     trigger = max(limit, last_fate)
+                    reason[i] = _DEADLINE
             else:
                 trigger = max(limit - primary_pred[i], ready, last_fate)
                 release = trigger
+                reason[i] = _DEADLINE
             if trigger >= 0:
                 last_fate = trigger
-                reason[i] = _DEADLINE
                 kept = 0
                 for k in range(n_jobs):
                     if jobs[k, 1] > trigger:
@@ -156,7 +166,7 @@ def _node(  # type: ignore[no-untyped-def]
                 predicted = _predicted_finish(
                     jobs, n_jobs, fallback_free.size, trigger, fallback_pred[i]
                 )
-                if predicted + way_back <= t0_last[i] + deadline:
+                if when[reason[i]] and predicted + way_back <= t0_last[i] + deadline:
                     v = np.argmin(fallback_free)
                     start[i] = max(trigger, fallback_free[v])
                     end[i] = start[i] + fallback[i]
@@ -177,7 +187,7 @@ def _node(  # type: ignore[no-untyped-def]
         if held > 0:
             times[n_held] = release
             counts[n_held] = held
-            kinds[n_held] = path[i] != _UNANSWERED or reason[i] == _DEADLINE
+            kinds[n_held] = not (refused or missing)
             n_held += 1
             used += held
             release_next = min(release_next, release)
@@ -223,6 +233,7 @@ class BulkExecutor:
         self._scalars = np.array([0, 0, 0, 0, 0, NEVER], dtype=np.int64)
         self._primary_free = np.zeros(policy.primary_workers, dtype=np.int64)
         self._fallback_free = np.zeros(policy.fallback_workers, dtype=np.int64)
+        self._when = np.isin(np.arange(len(Reason)), [int(reason) for reason in policy.when])
         self._jobs = np.zeros((16, 3), dtype=np.int64)
         self._held = (
             np.zeros(room, dtype=np.int64),
@@ -298,10 +309,11 @@ class BulkExecutor:
         lost = np.zeros(shape, dtype=np.bool_) if work.lost is None else work.lost
         if p.windows is not None:
             return self._windows(work, (intended, formed, tx.reshape(shape), rx, visible), lost)
+        failed = np.zeros(work.n_shots, dtype=np.uint8) if work.failed is None else work.failed
         start, end, path, reason, dropped, depth, self._jobs = self._kernel(_node)(
-            rx, visible, lost, work.dispatch_ps, work.primary_ps, work.primary_pred_ps,
+            rx, visible, lost, work.dispatch_ps, work.primary_ps, work.primary_pred_ps, failed,
             work.fallback_ps, work.fallback_pred_ps, intended[:, -1],
-            p.policy.enabled, p.ring_slots, p.primary_deadline_ps, p.deadline_ps,
+            p.policy.enabled, self._when, p.ring_slots, p.primary_deadline_ps, p.deadline_ps,
             p.policy.way_back_pred_ps,
             self._scalars, self._primary_free, self._fallback_free, self._jobs, *self._held,
         )  # fmt: skip

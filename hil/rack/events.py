@@ -366,7 +366,9 @@ class _World:
                 self._free(shot)
                 batch.start[i] = self._now
                 done = self._now + int(batch.work.primary_ps[i])
-                _Call(self.env, done, _COMPLETION, lambda k=action.key: self._primary_done(k))  # type: ignore[misc]
+                failed = Reason.NONE if batch.work.failed is None else Reason(batch.work.failed[i])
+                call = partial(self._primary_done, action.key, failed)
+                _Call(self.env, done, _COMPLETION, call)
             elif action.do is Do.START_FALLBACK:
                 self._free(shot)
                 batch.start[i] = self._now
@@ -381,8 +383,11 @@ class _World:
                 self._decide(shot, Path.PRIMARY if primary else Path.FALLBACK, action.reason)
         self._arm()
 
-    def _primary_done(self, key: int) -> None:
-        self._carry_out(self._policy.primary_done(key, self._now))
+    def _primary_done(self, key: int, failed: Reason) -> None:
+        if failed is Reason.NONE:
+            self._carry_out(self._policy.primary_done(key, self._now))
+        else:
+            self._carry_out(self._policy.primary_failed(key, self._now, failed))
 
     def _fallback_done(self, key: int) -> None:
         self._carry_out(self._policy.fallback_done(key, self._now))

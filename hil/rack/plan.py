@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_decoder.policy import PolicyConfig
+from gpu_decoder.protocol import Reason
 from gpu_decoder.windows import WindowPlan
 from hil.errors import ScenarioError
 from hil.rack.draws import (
@@ -22,7 +23,14 @@ from hil.rack.events import EventExecutor
 from hil.rack.pipeline import Pipeline, StageExecutor, Station
 from hil.rack.timeline import I64, Workload
 from hil.scenario.latency import Latency, Recorded
-from hil.scenario.model import ByEvents, DecoderBinding, DelayFault, Scenario, StallFault
+from hil.scenario.model import (
+    BreakFault,
+    ByEvents,
+    DecoderBinding,
+    DelayFault,
+    Scenario,
+    StallFault,
+)
 from hil.scenario.system import DecoderSpec, LinksSpec
 from hil.timebase import PS_PER_S
 from hil.wire.rpc_batch import enqueue_row_bytes
@@ -95,9 +103,15 @@ def build_pipeline(
             primary_workers=system.decoder.workers,
             fallback_workers=fallback.workers,
             way_back_pred_ps=way_back_pred_ps,
+            when=fallback_reasons(scenario),
         ),
         windows=windows,
     )
+
+
+def fallback_reasons(scenario: Scenario) -> frozenset[Reason]:
+    """Reasons for which the fallback is asked."""
+    return frozenset(Reason[name.upper()] for name in scenario.system.decoder.fallback.when)
 
 
 def window_plan(scenario: Scenario) -> WindowPlan | None:
@@ -255,11 +269,14 @@ class WorkloadSource:
         )
 
     def with_faults(self, work: Workload, *, only: frozenset[str] | None = None) -> Workload:
-        """Add the scenario's injected delays and stalls (``only``: hops that are models)."""
+        """Add the scenario's injected faults (``only``: hops that are models)."""
         for fault in self.scenario.faults.values():
             if isinstance(fault, StallFault):
                 if only is None or "decode" in only:
                     work = _stalled(work, fault)
+            elif isinstance(fault, BreakFault):
+                if only is None or "decode" in only:
+                    work = _broken(work, fault)
             elif only is None or fault.target in only:
                 work = _delayed(work, fault)
         return work
@@ -347,6 +364,19 @@ def _stalled(work: Workload, fault: StallFault) -> Workload:
     last = (at,) if primary.ndim == 1 else (at, -1)  # of a stream: the window the answer waits for
     primary[last] += fault.value_ps
     return replace(work, primary_ps=primary)
+
+
+def broken_shots(fault: BreakFault, first_shot: int, n_shots: int) -> NDArray[np.bool_]:
+    """Bool [n_shots]: shots from ``first_shot`` on that the fault breaks."""
+    since = np.arange(first_shot, first_shot + n_shots) - fault.at.shot
+    return (since >= 0) & (since < fault.shots)
+
+
+def _broken(work: Workload, fault: BreakFault) -> Workload:
+    """The primary gives these shots up; where two faults meet, the first one's reason stands."""
+    hit = broken_shots(fault, work.first_shot, work.n_shots)
+    failed = np.zeros(work.n_shots, np.uint8) if work.failed is None else work.failed
+    return replace(work, failed=np.where(hit & (failed == 0), np.uint8(fault.reason), failed))
 
 
 def delayed_shots(fault: DelayFault, first_shot: int, n_shots: int) -> NDArray[np.bool_]:

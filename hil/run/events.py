@@ -9,7 +9,7 @@ import numpy as np
 from gpu_decoder.protocol import Reason
 from hil.node.exchange import Exchange
 from hil.rack.timeline import I64
-from hil.scenario.model import DelayFault, Fault, QpuSpec
+from hil.scenario.model import BreakFault, DelayFault, Fault, QpuSpec
 from hil.timebase import MISSING_PS
 from hil.trace.column import Array
 from hil.trace.schema import Block, ByteWidths, block, clip, code
@@ -35,8 +35,13 @@ def fault_rows(faults: Mapping[str, Fault], qpu: QpuSpec, widths: ByteWidths) ->
         kind=np.array([clip("faults", "kind", f.kind) for _, f in rows]),
         target=np.array([clip("faults", "target", _target(f)) for _, f in rows]),
         phase=code("faults", "phase", "begin"),
-        value=np.array([float(f.value_ps) for _, f in rows]),
+        value=np.array([_value(f) for _, f in rows]),
     )
+
+
+def _value(fault: Fault) -> float:
+    """Added time in ps, or shots that are broken."""
+    return float(fault.shots if isinstance(fault, BreakFault) else fault.value_ps)
 
 
 def _target(fault: Fault) -> str:

@@ -10,7 +10,7 @@ from hil.report.build import build
 from hil.report.document import Document, EvidenceRow, Executed, FaultRow, RunFacts
 from hil.report.write import write_all
 from hil.run import provenance
-from hil.scenario.model import DelayFault, Scenario, UserCircuit
+from hil.scenario.model import BreakFault, DelayFault, Scenario, UserCircuit
 from hil.trace.schema import code
 from hil.units import format_ps
 from hil.verdict.judge import Verdict
@@ -162,8 +162,12 @@ def _faults(scenario: Scenario) -> tuple[FaultRow, ...]:
     rows = []
     for name, fault in scenario.faults.items():
         target = fault.target
-        what = f"{fault.kind} of {format_ps(fault.value_ps)} on {target}"
         until = "once"
+        if isinstance(fault, BreakFault):
+            what = f"{fault.kind} on {target}"
+            until = f"{fault.shots} shots" if fault.shots > 1 else "once"
+        else:
+            what = f"{fault.kind} of {format_ps(fault.value_ps)} on {target}"
         if isinstance(fault, DelayFault):
             burst = fault.burst
             until = f"{burst.shots} of every {burst.every} shots" if burst else "to the end"

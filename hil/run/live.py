@@ -11,25 +11,27 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
+from gpu_decoder.ising.config import PredecoderConfig
 from gpu_decoder.protocol import Reason
 from hil.device.circuits import CodeCircuit
 from hil.errors import NodeError
 from hil.link.capture import Capture
 from hil.node.client import Exchange, NodeLostError, Plan, RackClient
 from hil.node.config import NodeConfig
+from hil.node.shots import NO_REPLY
 from hil.rack.pipeline import Pipeline, StageExecutor, WayBack, finish
 from hil.rack.timeline import I64, Path, Status, Timeline, Workload
 from hil.run.events import packet_rows
 from hil.run.feeder import Chunk, Feeder, FeedPlan
 from hil.run.live_config import Predictions
 from hil.run.parts import Decoders
-from hil.run.record import Answers, Driven
+from hil.run.record import Answers, Driven, Predecoded
 from hil.scenario.model import Scenario
 from hil.timebase import MISSING_PS, PS_PER_MS, monotonic_ps
 from hil.trace.column import ByteWidths, Record
@@ -187,7 +189,9 @@ class LiveRun:
             reply=(scenario_ps(got.t_reply_tx_ps), scenario_ps(got.t_reply_rx_ps)),
         )
         answers = self._answers(times.path, got, got.prediction_b8)
-        return self._with_lost_node(chunk, times, answers, self._packets(chunk, got))
+        return self._with_lost_node(
+            chunk, times, answers, _orphaned(got), self._packets(chunk, got)
+        )
 
     # -- any other pace: measured durations, scenario time ------------------------------------
 
@@ -206,7 +210,8 @@ class LiveRun:
             fallback = (times.path == Path.FALLBACK)[:, None]
             bits = np.where(fallback, got.fallback_prediction_b8, got.primary_prediction_b8)
             answers = self._answers(times.path, got, bits)
-            yield self._with_lost_node(chunk, times, answers, self._packets(chunk, got))
+            packets = self._packets(chunk, got)
+            yield self._with_lost_node(chunk, times, answers, _orphaned(got), packets)
 
     def _measured(self, chunk: Chunk, got: Exchange, last_ends: I64) -> Workload:
         """Durations of the exchange as samples; 0 (1 for services) where nothing was measured."""
@@ -235,6 +240,7 @@ class LiveRun:
             reply_ps=between(got.t_decode_end_ps, got.t_reply_tx_ps),
             downlink_ps=between(got.t_reply_tx_ps, got.t_reply_rx_ps),
             lost=got.lost | got.refused,
+            failed=got.primary_failed,
         )
 
     # -- both -----------------------------------------------------------------------------------
@@ -243,7 +249,8 @@ class LiveRun:
         table = np.stack([got.executed_primary, got.executed_fallback, np.zeros_like(path)])
         executed = table[path, np.arange(path.size)].astype(np.uint8)
         bits = np.where((path == Path.UNANSWERED)[:, None], np.uint8(0), bits)
-        return Answers(bits, self.decoders.requested(path), executed)
+        before = predecoded(self.decoders.predecoders, path == Path.PRIMARY, got)
+        return Answers(bits, self.decoders.requested(path), executed, predecoded=before)
 
     def _packets(self, chunk: Chunk, got: Exchange) -> Record:
         if self.widths is None:
@@ -258,10 +265,9 @@ class LiveRun:
         return {"packets": rows}
 
     def _with_lost_node(
-        self, chunk: Chunk, times: Timeline, answers: Answers, extra: Record
+        self, chunk: Chunk, times: Timeline, answers: Answers, gone: np.ndarray, extra: Record
     ) -> Driven:
         """Shots that a dead node left: void, or answered here if the scenario says so."""
-        gone = times.reason == Reason.DEVICE_LOST
         if not gone.any():
             return Driven(chunk.batch, times, answers, extra)
         if self.scenario.system.decoder.on_node_lost == "fail":
@@ -282,7 +288,7 @@ class LiveRun:
         return Driven(
             chunk.batch,
             replace(times, status=status, path=path),
-            Answers(bits, requested, executed),
+            replace(answers, predictions_b8=bits, requested=requested, executed=executed),
             extra,
         )
 
@@ -305,7 +311,11 @@ class LiveRun:
         width = -(-self.code.n_observables // 8)
         none = np.zeros(n, dtype=np.uint8)
         return self._with_lost_node(
-            chunk, times, Answers(np.zeros((n, width), dtype=np.uint8), none, none), {}
+            chunk,
+            times,
+            Answers(np.zeros((n, width), dtype=np.uint8), none, none),
+            np.ones(n, dtype=np.bool_),
+            {},
         )
 
     def _collect(self, client: RackClient) -> None:
@@ -338,6 +348,37 @@ def _prompt_threads() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(before)
+
+
+def predecoded(
+    asked: Sequence[PredecoderConfig], answered: np.ndarray, got: Exchange
+) -> Predecoded | None:
+    """What the node says of its pre-decoder, beside what was asked for.
+
+    Args:
+        asked: pre-decoders of the run, all of one backend and precision; empty: it has none.
+        answered: bool [n], shots that the primary answered.
+        got: what happened.
+    """
+    if not asked:
+        return None
+
+    def where_answered(column: np.ndarray | int) -> np.ndarray:
+        return np.where(answered, column, 0).astype(np.uint8)
+
+    return Predecoded(
+        where_answered(int(asked[0].backend)),
+        where_answered(got.backend),
+        where_answered(int(asked[0].precision)),
+        where_answered(got.precision),
+        np.where(answered, got.residual_events.astype(np.int64), -1),
+    )
+
+
+def _orphaned(got: Exchange) -> np.ndarray:
+    """Bool [n]: shots whose node died before it replied."""
+    orphaned: np.ndarray = (got.reason == Reason.DEVICE_LOST) & (got.status_code == NO_REPLY)
+    return orphaned
 
 
 def _split(partial: Exchange | None, sent: deque[Chunk]) -> Iterator[tuple[Chunk, Exchange]]:

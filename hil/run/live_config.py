@@ -11,13 +11,13 @@ from gpu_decoder.turns import TurnDecoders
 from hil.device.families import Models
 from hil.device.sampler import ShotBatch, StimSampler
 from hil.errors import ScenarioError
-from hil.node.config import Delays, NodeConfig
+from hil.node.config import Breakage, Delays, NodeConfig
 from hil.rack.bulk import BulkExecutor
 from hil.rack.pipeline import Pipeline
-from hil.rack.plan import rack_way_back_ps
+from hil.rack.plan import fallback_reasons, rack_way_back_ps
 from hil.run.feeder import MODELLED_HOPS
 from hil.run.parts import Decoders, board_mask
-from hil.scenario.model import DelayFault, Scenario, StallFault
+from hil.scenario.model import BreakFault, DelayFault, Scenario, StallFault
 from hil.timebase import PS_PER_S, PS_PER_US, monotonic_ps
 
 _WAKE_UP_PS = 200 * PS_PER_US
@@ -94,7 +94,7 @@ def _p99_ps(decoders: TurnDecoders, pilot: ShotBatch) -> int:
 
 
 def node_config(
-    scenario: Scenario, models: Models, predictions: Predictions, pace: int
+    scenario: Scenario, models: Models, decoders: Decoders, predictions: Predictions, pace: int
 ) -> NodeConfig:
     """What the node process is told."""
     system, network = scenario.system, scenario.profile.network
@@ -115,10 +115,12 @@ def node_config(
         board_mask=board_mask(scenario),
         dem_text=code.dem_text,
         more_dem_texts=tuple(other.dem_text for other in others),
-        primary=system.decoder.primary,
+        primary=decoders.primary_name,
+        predecoders=decoders.predecoders,
         primary_workers=system.decoder.workers,
-        fallback=fallback.to if fallback.policy == "on_deadline" else None,
+        fallback=decoders.fallback_name if fallback.policy == "on_deadline" else None,
         fallback_workers=fallback.workers,
+        fallback_when=fallback_reasons(scenario),
         mode="decide" if pace == 1 else "measure",
         deadline_ps=system.decoder.deadline_ps,
         primary_deadline_ps=fallback.primary_deadline_ps,
@@ -129,6 +131,12 @@ def node_config(
         answer_timeout_ps=max(5 * PS_PER_S, 8 * spacing_ps),
         spin=scenario.profile.rack.spin,
         delays=_delays(scenario),
+        breakages=tuple(
+            Breakage(reason=fault.reason, first=fault.at.shot, shots=fault.shots)
+            for fault in scenario.faults.values()
+            if isinstance(fault, BreakFault)
+        ),
+        mtu_bytes=system.links.up.mtu_bytes,
     )
 
 

@@ -20,7 +20,14 @@ from hil.errors import DecoderError
 from hil.rack.plan import window_plan
 from hil.rack.timeline import U8
 from hil.run.record import RecordBuilder
-from hil.scenario.model import DelayFault, IsingCircuit, PredecoderSpec, Scenario, StallFault
+from hil.scenario.model import (
+    BreakFault,
+    DelayFault,
+    IsingCircuit,
+    PredecoderSpec,
+    Scenario,
+    StallFault,
+)
 from hil.trace.column import ByteWidths
 
 if TYPE_CHECKING:
@@ -178,6 +185,7 @@ def build_recorder(scenario: Scenario, cutter: BlockCutter, widths: ByteWidths) 
         plan=window_plan(scenario),
         delays=tuple(f for f in faults if isinstance(f, DelayFault)),
         stalled=frozenset(f.at.shot for f in faults if isinstance(f, StallFault)),
+        breaks=tuple(f for f in faults if isinstance(f, BreakFault)),
     )
 
 

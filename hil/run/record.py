@@ -15,9 +15,9 @@ from gpu_decoder.protocol import Backend, Precision, PredecodeRecord, Reason
 from gpu_decoder.windows import WindowPlan
 from hil.device.sampler import BlockCutter, ShotBatch, event_counts
 from hil.errors import UsageError
-from hil.rack.plan import delayed_shots
+from hil.rack.plan import broken_shots, delayed_shots
 from hil.rack.timeline import U8, Path, Status, Timeline
-from hil.scenario.model import DelayFault
+from hil.scenario.model import BreakFault, DelayFault
 from hil.timebase import MISSING_PS
 from hil.trace.column import Array
 from hil.trace.schema import Block, ByteWidths, Dq, Record, block, code
@@ -140,6 +140,7 @@ class RecordBuilder:
         board_mask: bit per readout board.
         delays: injected delays; the shots they touch are marked.
         stalled: shots whose decode is stalled on purpose.
+        breaks: faults that break the primary; the shots they touch are marked.
         plan: sliding windows of a shot, ``None`` where it is decoded as a whole.
     """
 
@@ -155,6 +156,7 @@ class RecordBuilder:
     delays: tuple[DelayFault, ...] = ()
     stalled: frozenset[int] = field(default_factory=frozenset)
     plan: WindowPlan | None = None
+    breaks: tuple[BreakFault, ...] = ()
 
     def build(self, driven: Driven) -> tuple[Record, Windows]:
         """One record, and the stamps of each shot's last block for the metrics."""
@@ -188,6 +190,9 @@ class RecordBuilder:
         dq[times.status == Status.CONCEALED] |= np.uint32(Dq.CONCEALED.mask)
         for fault in self.delays:
             hit = delayed_shots(fault, batch.first_shot, batch.n_shots)
+            dq[hit] |= np.uint32(Dq.FAULT_WINDOW.mask)
+        for broken in self.breaks:
+            hit = broken_shots(broken, batch.first_shot, batch.n_shots)
             dq[hit] |= np.uint32(Dq.FAULT_WINDOW.mask)
         for stalled in self.stalled:
             if 0 <= stalled - batch.first_shot < batch.n_shots:

@@ -192,7 +192,7 @@ def _live(rig: Rig, source: WorkloadSource, largest: int, widths: ByteWidths) ->
         feed=FeedPlan(rig.models, source, pipeline, scenario.run.shots, pace, board_mask(scenario)),
         pipeline=scenario_time,
         executor=executor,
-        config=live_config.node_config(scenario, rig.models, predictions, pace),
+        config=live_config.node_config(scenario, rig.models, rig.decoders, predictions, pace),
         predictions=predictions,
         widths=widths if "packets" in scenario.run.record.streams else None,
         stop=lambda: bool(rig.interrupt),

@@ -21,6 +21,7 @@ from hil.scenario.fields import Spec, TextContext
 from hil.scenario.latency import Const, Empirical, LogNormal, Normal
 from hil.scenario.model import (
     BindSpec,
+    BreakFault,
     DecoderSpec,
     Fault,
     LinksSpec,
@@ -136,6 +137,7 @@ def check_parts(parts: Parts, document: Document) -> Iterator[Problem]:
         if parts.qpu is not None:
             yield from _check_length(parts.qpu, parts.run, document)
         yield from _check_faults(parts.faults, parts.run, document)
+        yield from _check_breaks(parts.faults, parts.decoder, document)
         yield from check_expectations(parts.expect, parts.run, document)
 
 
@@ -286,4 +288,22 @@ def _check_faults(
                 got=str(fault.at.shot),
                 allowed=f"0 to {run.shots - 1}",
                 fix="lower at.shot or raise run.shots",
+            )
+
+
+def _check_breaks(
+    faults: Mapping[str, Fault], decoder: DecoderSpec | None, document: Document
+) -> Iterator[Problem]:
+    """A broken window would leave the next one without its defects."""
+    if decoder is None or decoder.window.sliding is None:
+        return
+    for name, fault in faults.items():
+        if isinstance(fault, BreakFault):
+            yield document.problem(
+                "E513",
+                ("faults", name, "kind"),
+                "a broken primary does not go with sliding windows",
+                got=f"kind: {fault.kind}, window.mode: sliding",
+                allowed="delay, decoder_stall, or window.mode: shot",
+                fix="remove the fault, or write window: {mode: shot}",
             )

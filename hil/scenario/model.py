@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from gpu_decoder.protocol import Reason
 from hil.scenario.bind import (
     BindSpec,
     BoundProfile,
@@ -179,13 +180,52 @@ class StallFault(Spec):
     at: AtSpec = Field(description="Shot whose decode stalls.")
 
 
+BREAKS: Final[dict[str, Reason]] = {
+    "backend_fail": Reason.PREDECODER_ERROR,
+    "output_invalid": Reason.OUTPUT_INVALID,
+    "engine_missing": Reason.ENGINE_MISSING,
+    "engine_mismatch": Reason.ENGINE_MISMATCH,
+    "device_lost": Reason.DEVICE_LOST,
+    "forced": Reason.FORCED,
+}
+"""Kinds of fault that break a decode of the primary, and the reason that each gives."""
+
+
+class BreakFault(Spec):
+    """The primary decoder breaks on some shots in a row and gives no answer for them."""
+
+    kind: Literal[
+        "backend_fail",
+        "output_invalid",
+        "engine_missing",
+        "engine_mismatch",
+        "device_lost",
+        "forced",
+    ] = Field(description="Kind of fault.")
+    target: Literal["primary"] = Field(default="primary", description="Decoder that breaks.")
+    at: AtSpec = Field(description="First shot that it breaks on.")
+    shots: int = Field(default=1, ge=1, description="How many shots in a row.")
+
+    @property
+    def reason(self) -> Reason:
+        """Why there is no answer."""
+        return BREAKS[self.kind]
+
+
 def _fault_kind(value: object) -> str | None:
     kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
     return kind if isinstance(kind, str) else None
 
 
 Fault: TypeAlias = Annotated[
-    Annotated[DelayFault, Tag("delay")] | Annotated[StallFault, Tag("decoder_stall")],
+    Annotated[DelayFault, Tag("delay")]
+    | Annotated[StallFault, Tag("decoder_stall")]
+    | Annotated[BreakFault, Tag("backend_fail")]
+    | Annotated[BreakFault, Tag("output_invalid")]
+    | Annotated[BreakFault, Tag("engine_missing")]
+    | Annotated[BreakFault, Tag("engine_mismatch")]
+    | Annotated[BreakFault, Tag("device_lost")]
+    | Annotated[BreakFault, Tag("forced")],
     Discriminator(_fault_kind),
 ]
 
@@ -215,6 +255,7 @@ class Scenario(Spec):
 
 
 __all__ = [
+    "BREAKS",
     "HOPS",
     "METRICS",
     "SCHEMA",
@@ -224,6 +265,7 @@ __all__ = [
     "BindSpec",
     "BoardSpec",
     "BoundProfile",
+    "BreakFault",
     "ByEvents",
     "CircuitNoise",
     "CircuitSpec",

@@ -46,7 +46,18 @@ Hop: TypeAlias = Literal[
     "apply",
 ]
 Primary: TypeAlias = Literal["ising", "pymatching_corr", "pymatching"]
-FallbackReason: TypeAlias = Literal["deadline", "queue_full", "transport_loss"]
+FallbackReason: TypeAlias = Literal[
+    "deadline",
+    "predecoder_error",
+    "output_invalid",
+    "queue_full",
+    "engine_missing",
+    "engine_mismatch",
+    "epoch_mismatch",
+    "transport_loss",
+    "device_lost",
+    "forced",
+]
 
 
 class _Link(Spec):
@@ -164,7 +175,17 @@ class FallbackSpec(Spec):
         description="Time after the last round until which the primary may answer.",
     )
     when: Annotated[tuple[FallbackReason, ...], as_tuple] = Field(
-        default=("deadline",), description="Reasons; only 'deadline' leads to a fallback decode."
+        default=(
+            "deadline",
+            "predecoder_error",
+            "output_invalid",
+            "engine_missing",
+            "engine_mismatch",
+            "device_lost",
+            "forced",
+        ),
+        description="Reasons for which the fallback is asked; queue_full, epoch_mismatch and "
+        "transport_loss leave nothing to decode.",
     )
 
     @model_validator(mode="after")

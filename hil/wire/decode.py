@@ -13,6 +13,7 @@ from typing import Any, Final
 from hil.errors import WireError
 from hil.wire import rpc
 from hil.wire.icrc import ICRC_BYTES, icrc_of_headers
+from hil.wire.predecode import PREDECODE, parse_predecode
 from hil.wire.roce import (
     FRAME_HEADER_BYTES,
     MIN_DATAGRAM_BYTES,
@@ -27,6 +28,7 @@ _FUNCTIONS: Final = {
     rpc.GET_CORRECTIONS: "get_corrections",
     rpc.RESET_DECODER: "reset_decoder",
     rpc.SET_EPOCH: "set_epoch",
+    PREDECODE: "predecode",
 }
 _TAKEN: Final = frozenset({Opcode.UC_WRITE_ONLY, Opcode.UC_WRITE_ONLY_IMM, Opcode.UC_SEND_ONLY})
 
@@ -62,6 +64,8 @@ def decode(frame: bytes) -> dict[str, Any]:
         fields |= {"syndrome": found.packet.aeth.syndrome, "msn": found.packet.aeth.msn}
     fields |= {"payload_len": len(found.packet.payload), "icrc_ok": found.icrc_ok}
     message, cause = _message(found.packet.payload)
+    if bth.opcode == Opcode.UC_WRITE_ONLY and cause == "length":
+        cause = None  # the first part of a message that later frames complete
     return fields | message | {"drop": _refused(found) or cause}
 
 
@@ -118,12 +122,23 @@ def _message(payload: bytes) -> tuple[dict[str, Any], str | None]:
         return _answer(payload, error.cause)
     name = _FUNCTIONS.get(head.function_id, f"function 0x{head.function_id:08x}")
     out: dict[str, Any] = {"rpc": {"message": name, **head._asdict()}}
+    if head.function_id == PREDECODE:
+        return _whole_shot(payload, out)
     envelope = _envelope_of(payload)
     try:
         parsed = rpc.parse_request(payload, envelope)
     except rpc.RpcError as error:
         return out, error.cause
     return out | {"qec": _plain(parsed)}, None
+
+
+def _whole_shot(payload: bytes, out: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    try:
+        detectors = parse_predecode(payload).detectors
+    except rpc.RpcError as error:
+        return out, error.cause
+    qec = {"num_detectors": len(detectors), "detectors": detectors.hex(), "envelope": "none"}
+    return out | {"qec": qec}, None
 
 
 def _envelope_of(payload: bytes) -> rpc.EnvelopeKind:

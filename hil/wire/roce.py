@@ -327,15 +327,15 @@ def payload_limit(mtu_bytes: int) -> int:
     return (mtu_bytes - 74) // STRIDE_UNIT * STRIDE_UNIT
 
 
-def write_only(target: Target, psn: int, slot: int, payload: bytes) -> Packet:
-    """UC RDMA WRITE ONLY of a slot: written silently, no completion at the receiver."""
-    reth = Reth(target.base_va + slot * target.stride, target.rkey, len(payload))
+def write_only(target: Target, psn: int, slot: int, payload: bytes, offset: int = 0) -> Packet:
+    """UC RDMA WRITE ONLY into a slot, ``offset`` bytes behind its start: no completion."""
+    reth = Reth(target.base_va + slot * target.stride + offset, target.rkey, len(payload))
     return Packet(_bth(Opcode.UC_WRITE_ONLY, target.qp, psn, payload), reth, payload=payload)
 
 
-def write_only_imm(target: Target, psn: int, slot: int, payload: bytes) -> Packet:
-    """UC RDMA WRITE ONLY WITH IMMEDIATE of a slot: one receive completion at the receiver."""
-    reth = Reth(target.base_va + slot * target.stride, target.rkey, len(payload))
+def write_only_imm(target: Target, psn: int, slot: int, payload: bytes, offset: int = 0) -> Packet:
+    """UC RDMA WRITE ONLY WITH IMMEDIATE into a slot: one receive completion at the receiver."""
+    reth = Reth(target.base_va + slot * target.stride + offset, target.rkey, len(payload))
     bth = _bth(Opcode.UC_WRITE_ONLY_IMM, target.qp, psn, payload)
     return Packet(bth, reth, imm=slot_imm(psn, slot), payload=payload)
 

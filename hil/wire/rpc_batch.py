@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from hil.errors import WireError
 from hil.wire.icrc import U1, crc32_rows
+from hil.wire.predecode import PREDECODE
 from hil.wire.rpc import (
     CRC_BYTES,
     CRC_FROM,
@@ -55,6 +56,11 @@ def enqueue_row_bytes(largest_block: int, envelope: EnvelopeKind = "hil") -> int
 def get_row_bytes(envelope: EnvelopeKind = "hil") -> int:
     """Row length of a batch of ``get_corrections``."""
     return row_bytes(HEADER_BYTES + GET_FIXED_BYTES + (ENVELOPE_BYTES if envelope == "hil" else 0))
+
+
+def predecode_row_bytes(n_detectors: int) -> int:
+    """Row length of a batch of ``predecode`` for shots of that many detectors."""
+    return row_bytes(HEADER_BYTES + n_detectors)
 
 
 def split_blocks(detectors_b8: U1, block_sizes: npt.NDArray[np.int64]) -> U1:
@@ -185,6 +191,33 @@ def build_get_batch(
     rows[:, 24:41] = _little("<qqB", decoder_id, return_size, reset)
     if tail:
         _envelope(rows, HEADER_BYTES + GET_FIXED_BYTES, (epoch, board_mask, valid_until_round))
+    return rows
+
+
+def build_predecode_batch(detectors: U1, request_ids: U8, ptp_timestamps: U8) -> U1:
+    """Messages ``predecode``, one per shot.
+
+    Args:
+        detectors: u1[n, N], 0 or 1.
+        request_ids: u8[n]; their low 32 bits are sent.
+        ptp_timestamps: u8[n], 0 = unused.
+
+    Returns:
+        u1[n, L] with L = :func:`predecode_row_bytes`.
+
+    Raises:
+        WireError: no or too many detectors, or a value that is neither 0 nor 1.
+    """
+    n, count = detectors.shape
+    if not 0 < count <= MAX_SYNDROMES or (n and int(detectors.max()) > 1):
+        raise WireError(
+            "not the detectors of a predecode",
+            got=f"{count} detectors, largest value {detectors.max(initial=0)}",
+            allowed=f"1..{MAX_SYNDROMES} detectors, each 0 or 1",
+        )
+    rows = np.zeros((n, predecode_row_bytes(count)), np.uint8)
+    _header(rows, PREDECODE, count, request_ids, ptp_timestamps)
+    rows[:, HEADER_BYTES : HEADER_BYTES + count] = detectors
     return rows
 
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import hil
-from gpu_decoder.protocol import Reason
+from gpu_decoder.protocol import GlobalDecoder, Reason
 from gpu_decoder.turns import build_turns
 from hil.rack.timeline import Status
 from hil.run import runner
 from hil.run.runner import RunOptions, RunResult, run_scenario
+from hil.scenario.model import BREAKS
 from hil.trace.validate import validate_trace
 from hil.verdict.judge import Verdict
 
@@ -170,3 +171,32 @@ def _udp_sockets() -> set[tuple[str, str]]:
         raw = bytes.fromhex(fields[1].split(":")[0])[::-1]
         found.add((".".join(map(str, raw)), fields[9]))
     return found
+
+
+def test_broken_primaries_are_answered_by_the_fallback(
+    scenarios: Path, tmp_path: Path, loopback: tuple[str, str]
+) -> None:
+    """At this pace failures are samples, as durations are, and the executor decides."""
+    broken = ", ".join(
+        f"{kind}: {{kind: {kind}, at: {{shot: {20 + 15 * i}}}}}" for i, kind in enumerate(BREAKS)
+    )
+    what = (
+        "run.shots=120",
+        "run.warmup.shots=0",
+        "bind.profiles.sil.rack.pace=2",
+        "system.qpu.shot_period=4ms",
+        "system.decoder.deadline=2s",
+        "system.decoder.fallback.policy=on_deadline",
+        "system.decoder.fallback.primary_deadline=1s",
+        f"faults={{{broken}}}",
+        "expect={backend: {metric: decoder.backend_mismatch, equals: 0}}",
+    )
+    path = scenarios / "surface_d5.yaml"
+    live = run_scenario(path, _options(tmp_path / "sil", loopback, *what))
+    with hil.open_trace(live.trace) as trace:
+        shots, decodes = trace.stream("shots"), trace.stream("decodes")
+    reasons = {20 + 15 * i: int(reason) for i, reason in enumerate(BREAKS.values())}
+    assert {k: int(shots["fallback"][k]) for k in reasons} == reasons
+    assert np.array_equal(decodes["shot"], np.arange(120)), "each is answered, and once"
+    assert (decodes["global_executed"][list(reasons)] == GlobalDecoder.PYMATCHING).all()
+    assert live.verdict is Verdict.PASS, "what was asked for is what ran, fallback included"

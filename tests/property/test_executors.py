@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpu_decoder.policy import PolicyConfig
+from gpu_decoder.policy import RECOVERABLE, PolicyConfig
 from gpu_decoder.protocol import Reason
 from gpu_decoder.windows import WindowPlan
 from hil.errors import UsageError
@@ -52,6 +52,7 @@ def pipelines(draw: st.DrawFn) -> tuple[Pipeline, int, list[int]]:
             primary_workers=draw(st.integers(1, 3)),
             fallback_workers=draw(st.integers(1, 2)),
             way_back_pred_ps=draw(st.integers(0, 10)),
+            when=draw(st.sampled_from([RECOVERABLE, frozenset({Reason.DEADLINE})])),
         ),
     )
     sizes = draw(st.lists(st.integers(1, 25), min_size=1, max_size=3))
@@ -100,8 +101,15 @@ def _workloads(pipeline: Pipeline, seed: int, sizes: list[int]) -> Iterator[Work
             some(n),
             some(n),
             rng.random((n, r)) < 0.03 if rng.random() < 0.5 else None,
+            _failed(rng, n) if pipeline.windows is None and rng.random() < 0.5 else None,
         )
         first += n
+
+
+def _failed(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Some primaries give up, for two reasons."""
+    reasons = np.array([Reason.NONE, Reason.PREDECODER_ERROR, Reason.FORCED], np.uint8)
+    return reasons[rng.choice(3, size=n, p=[0.7, 0.2, 0.1])]
 
 
 def _same(a: Timeline, b: Timeline) -> None:
@@ -214,7 +222,8 @@ def test_the_random_pipelines_reach_every_fate() -> None:
             seen |= set(zip(t.path.tolist(), t.reason.tolist(), strict=True))
     assert {p for p, _ in seen} == {Path.PRIMARY, Path.FALLBACK, Path.UNANSWERED}
     assert {r for _, r in seen} == {
-        Reason.NONE, Reason.DEADLINE, Reason.QUEUE_FULL, Reason.TRANSPORT_LOSS
+        Reason.NONE, Reason.DEADLINE, Reason.QUEUE_FULL, Reason.TRANSPORT_LOSS,
+        Reason.PREDECODER_ERROR, Reason.FORCED,
     }  # fmt: skip
 
 

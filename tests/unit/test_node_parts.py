@@ -13,12 +13,22 @@ import stim
 import typer
 
 from gpu_decoder.build import build_decoder
+from gpu_decoder.protocol import Reason
+from gpu_decoder.runtime.protocol import EngineError
 from hil.cli.node import serve
 from hil.errors import NodeError, UsageError
 from hil.node.config import Delays, NodeConfig
 from hil.node.server import main, slot_bytes
+from hil.node.shots import Start
 from hil.node.stamps import StampReader, StampWriter, create_stamp_file
-from hil.node.worker import WorkerProcess, WorkerSetup, hold_until_ps
+from hil.node.worker import (
+    OutputInvalidError,
+    WorkerProcess,
+    WorkerSetup,
+    checked,
+    hold_until_ps,
+    reason_of,
+)
 from hil.timebase import MISSING_PS, PS_PER_MS, PS_PER_US, monotonic_ps
 
 FIELDS: dict[str, object] = {
@@ -185,14 +195,16 @@ def test_a_worker_decodes_stalls_reports_and_ends_with_its_pipe() -> None:
         truth = build_decoder("pymatching", model())
         for shot, byte in enumerate((0b000001, 0b000011, 0b100000)):
             extra_ps = shot * 3 * PS_PER_MS
-            worker.start(shot, bytes([byte]), extra_ps)
+            worker.start(
+                Start(fallback=False, shot=shot, detectors_b8=bytes([byte]), extra_ps=extra_ps)
+            )
             assert worker.busy
             answer = worker.receive()
             assert not worker.busy
             assert (answer.shot, answer.error) == (shot, "")
             assert answer.prediction == truth.decode_one(np.array([byte], np.uint8)).tobytes()
             assert answer.end_ps - answer.start_ps >= extra_ps
-        worker.start(9, b"\0\0", 0)
+        worker.start(Start(fallback=False, shot=9, detectors_b8=b"\0\0", extra_ps=0))
         answer = worker.receive()
         assert (answer.shot, answer.prediction) == (9, b"")
         assert "ValueError" in answer.error
@@ -208,3 +220,38 @@ def test_holding_ends_on_the_instant() -> None:
     wanted_ps = monotonic_ps() + 1500 * PS_PER_US
     hold_until_ps(wanted_ps)
     assert monotonic_ps() >= wanted_ps // 1000 * 1000
+
+
+def test_a_worker_breaks_as_it_is_told_and_serves_the_next_shot() -> None:
+    worker = WorkerProcess(WorkerSetup("pymatching", (model(),), 6, 1))
+    try:
+        worker.wait_ready(60)
+        for shot, reason in enumerate((Reason.FORCED, Reason.OUTPUT_INVALID, Reason.NONE)):
+            worker.start(Start(False, shot, b"\x03", 0, reason))
+            answer = worker.receive()
+            assert (answer.shot, answer.failed) == (shot, reason)
+            assert bool(answer.prediction) == (reason is Reason.NONE)
+            assert answer.chain is None
+    finally:
+        worker.close()
+
+
+@pytest.mark.parametrize(
+    "prediction",
+    [
+        np.zeros(2, np.uint8),
+        np.zeros((1, 1), np.uint8),
+        np.zeros(1, np.int64),
+        np.array([0b100], np.uint8),
+    ],
+    ids=["two bytes", "two axes", "another type", "a bit behind the observables"],
+)
+def test_what_cannot_be_an_answer_is_none(prediction: np.ndarray) -> None:
+    with pytest.raises(OutputInvalidError):
+        checked(prediction, 2)
+
+
+def test_the_reason_of_an_error() -> None:
+    assert reason_of(EngineError("no engine", Reason.ENGINE_MISSING)) is Reason.ENGINE_MISSING
+    assert reason_of(ValueError("no perfect matching")) is Reason.OUTPUT_INVALID
+    assert reason_of(RuntimeError("the runtime broke")) is Reason.PREDECODER_ERROR

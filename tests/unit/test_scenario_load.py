@@ -14,6 +14,8 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 import hil
+from gpu_decoder.policy import RECOVERABLE
+from gpu_decoder.protocol import Reason
 from hil.errors import UsageError
 from hil.scenario import load as loader
 from hil.scenario.load import Loaded, load_scenario
@@ -139,7 +141,9 @@ def test_defaults(tmp_path: Path) -> None:
     assert (run.record.streams, run.record.every) == (STREAMS, 1000)
     assert loaded.scenario.tags == loaded.scenario.requires == ()
     assert loaded.scenario.system.decoder.on_node_lost == "fail"
-    assert loaded.scenario.system.decoder.fallback.when == ("deadline",)
+    assert {Reason[name.upper()] for name in loaded.scenario.system.decoder.fallback.when} == (
+        RECOVERABLE
+    )
     assert loaded.profile.rack.executor == "auto"
     live = loaded.scenario.bind.profiles["live"].network
     assert (live.rack_address, live.node_address) == ("127.0.0.2", "127.0.0.1")

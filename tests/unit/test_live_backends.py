@@ -1,0 +1,57 @@
+"""What the node says of its pre-decoder becomes columns, and another backend is a mismatch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gpu_decoder.ising.config import PredecoderConfig
+from gpu_decoder.protocol import Backend, Precision
+from hil.node.exchange import Exchange
+from hil.rack.timeline import Path
+from hil.run.live import predecoded
+from hil.run.record import Predecoded
+
+ASKED = PredecoderConfig(5, 5, "X", "XV", weights="w")
+
+
+def exchange(backend: Backend, precision: Precision) -> Exchange:
+    """Three shots; the last one is not answered by the primary."""
+    columns = dict.fromkeys(Exchange.__dataclass_fields__, np.zeros(3, np.int64))
+    columns |= {
+        "backend": np.array([backend, backend, 0], np.uint8),
+        "precision": np.array([precision, precision, 0], np.uint8),
+        "residual_events": np.array([4, 0, -1], np.int32),
+        "path": np.array([Path.PRIMARY, Path.PRIMARY, Path.FALLBACK], np.uint8),
+    }
+    return Exchange(**columns)
+
+
+def columns_of(backend: Backend, precision: Precision) -> Predecoded:
+    got = exchange(backend, precision)
+    found = predecoded((ASKED,), got.path == Path.PRIMARY, got)
+    assert found is not None
+    return found
+
+
+def test_what_was_asked_for_and_what_ran() -> None:
+    found = columns_of(Backend.ORT_CPU, Precision.FP32)
+    assert found.backend_requested.tolist() == [Backend.ORT_CPU] * 2 + [Backend.NONE]
+    assert found.precision_executed.tolist() == [Precision.FP32] * 2 + [Precision.NA]
+    assert found.events_left.tolist() == [4, 0, -1]
+    assert not found.substituted.any()
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision"),
+    [(Backend.OPENVINO, Precision.FP32), (Backend.ORT_CPU, Precision.BF16)],
+)
+def test_another_backend_or_precision_is_seen_on_every_answer(
+    backend: Backend, precision: Precision
+) -> None:
+    assert columns_of(backend, precision).substituted.tolist() == [True, True, False]
+
+
+def test_a_run_without_a_predecoder_has_no_such_columns() -> None:
+    got = exchange(Backend.NONE, Precision.NA)
+    assert predecoded((), got.path == Path.PRIMARY, got) is None
