@@ -1,10 +1,10 @@
 """Cost of the pre-decoder beside its network alone, measured side by side in one process.
 
-Per distance: (a) one shot through the whole graph (``Runtime.run``), (b) the same runtime on the
-network alone, its input ready-made, (c) a batch through the whole graph, (d) and (e)
-one shot and the batch through the whole decoder, matching included. One thread; processor time; all
-alternate, each ratio is the median over the repeats. Values of the weights do not matter: without a
-file they are drawn at random, and the thresholds are such that the network fires seldom.
+Per distance: one shot through the whole graph (``Runtime.run``), the same runtime on the network
+alone with its input ready-made, a batch through the whole graph, one shot and the batch through
+the whole decoder, matching included. One thread, processor time; single shots alternate call by
+call with each other, batches repeat by repeat; medians count. Values of the weights do not matter:
+without a file they are drawn at random, and with thresholds of 2 the network fires seldom.
 """
 
 from __future__ import annotations
@@ -89,43 +89,44 @@ def _row(distance: int, weights: Weights, backend: Backend, repeats: int) -> Pre
     decoder = IsingDecoder(str(dem), NetworkPredecoder(runtime, read_info(model), layout))
     one, grid = dets[:1].copy(), layout.network_input(dets[:1])
     bare = _BARE[backend](build_network_onnx(weights, layout))
-    calls = max(1, 4 * 5**3 // distance**3)  # the same processor time per figure at all distances
-    times: dict[str, list[float]] = {
-        name: [] for name in ("graph", "network", "batch", "decoder", "decoder_batch")
+    single: dict[str, Callable[[], object]] = {
+        "graph": lambda: runtime.run(one),
+        "network": lambda: bare(grid),
+        "decoder": lambda: decoder.decode_one(shots_b8[0]),
     }
-    for k in range(repeats + 1):  # the first warms up
-        spent = {
-            "graph": _spent(lambda: runtime.run(one), 8 * calls),
-            "network": _spent(lambda: bare(grid), 8 * calls),
-            "batch": _spent(lambda: runtime.run(dets), 1) / BATCH,
-            "decoder": _spent(lambda: decoder.decode_one(shots_b8[0]), 8 * calls),
-            "decoder_batch": _spent(lambda: decoder.decode_batch(shots_b8), 1) / BATCH,
-        }
-        for name, value in spent.items():
-            times[name] += [value * 1e6] if k else []
-
-    def ratio(upper: str, lower: str) -> float:
-        return median(a / b for a, b in zip(times[upper], times[lower], strict=True))
-
+    batch: dict[str, Callable[[], object]] = {
+        "batch": lambda: runtime.run(dets),
+        "decoder_batch": lambda: decoder.decode_batch(shots_b8),
+    }
+    for call in single.values():
+        call()  # warms up
+    times: dict[str, list[float]] = {name: [] for name in (*single, *batch)}
+    calls = max(2, 4000 // distance**3)  # about the same processor time at all distances
+    for _ in range(repeats):
+        for _ in range(calls):
+            for name, call in single.items():
+                times[name].append(_spent_us(call))
+        for name, call in batch.items():
+            times[name].append(_spent_us(call) / BATCH)
+    cost = {name: median(values) for name, values in times.items()}
     return PredecoderRow(
         distance=distance,
-        graph_us=median(times["graph"]),
-        network_us=median(times["network"]),
-        ratio=ratio("graph", "network"),
-        batch_us=median(times["batch"]),
-        gain=ratio("graph", "batch"),
-        decoder_us=median(times["decoder"]),
-        decoder_batch_us=median(times["decoder_batch"]),
-        gain_decoder=ratio("decoder", "decoder_batch"),
+        graph_us=cost["graph"],
+        network_us=cost["network"],
+        ratio=cost["graph"] / cost["network"],
+        batch_us=cost["batch"],
+        gain=cost["graph"] / cost["batch"],
+        decoder_us=cost["decoder"],
+        decoder_batch_us=cost["decoder_batch"],
+        gain_decoder=cost["decoder"] / cost["decoder_batch"],
     )
 
 
-def _spent(call: Callable[[], object], times: int) -> float:
-    """Processor seconds of one call."""
-    begin = time.process_time()
-    for _ in range(times):
-        call()
-    return (time.process_time() - begin) / times
+def _spent_us(call: Callable[[], object]) -> float:
+    """Processor time of one call."""
+    begin = time.process_time_ns()
+    call()
+    return (time.process_time_ns() - begin) / 1e3
 
 
 def _random(model_id: str) -> Weights:

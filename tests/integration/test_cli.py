@@ -12,7 +12,10 @@ import pytest
 from hil.cli import main
 from hil.run import rig
 
-HEAVY = ("numpy", "scipy", "numba", "stim", "pymatching", "h5py", "simpy", "pydantic", "matplotlib")
+HEAVY = (
+    "numpy", "scipy", "numba", "stim", "pymatching", "h5py", "simpy", "pydantic", "matplotlib",
+    "onnx", "onnxruntime", "openvino", "safetensors", "torch",
+)  # fmt: skip
 
 
 def _run(path: Path, out: Path, *more: str) -> int:
