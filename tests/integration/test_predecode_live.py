@@ -67,7 +67,7 @@ def config(**changes: object) -> NodeConfig:
     fields: dict[str, object] = {
         "rack_address": f"127.13.{pid % 250}.{pair}",
         "node_address": f"127.13.{pid % 250}.{pair + 1}",
-        "ring_slots": 64,
+        "ring_slots": 1024,  # all 600 messages: a machine that stalls must not refuse any
         "block_detectors": tuple(
             tuple(np.flatnonzero(blocks == block).tolist()) for block in range(T + 1)
         ),

@@ -43,7 +43,7 @@ def test_the_documented_bytes() -> None:
     assert correction.flip == 0, "the parity answers, not the count"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.builds(Predecode, u32, u64, bits), st.integers(0, 70))
 def test_requests_survive_the_wire(message: Predecode, behind: int) -> None:
     raw = build_predecode(message) + b"\xa5" * behind
@@ -51,7 +51,7 @@ def test_requests_survive_the_wire(message: Predecode, behind: int) -> None:
     assert parse_predecode(memoryview(raw)) == message
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(u32, u64, st.sampled_from(list(Status)), i32, i32)
 def test_replies_survive_the_wire(
     request_id: int, stamp: int, status: Status, total: int, converged: int
@@ -62,7 +62,7 @@ def test_replies_survive_the_wire(
     assert correction == (None if status else Correction(total, converged))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(bits, st.data())
 def test_a_byte_that_is_no_bit_is_refused(detectors: bytes, data: st.DataObject) -> None:
     raw = bytearray(build_predecode(Predecode(1, 1, detectors)))

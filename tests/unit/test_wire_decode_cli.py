@@ -17,7 +17,8 @@ from hil.cli import main
 from hil.wire.decode import decode
 from hil.wire.frames import read_frames
 from hil.wire.pcap import PcapngWriter, read_capture
-from hil.wire.roce import Flow, Target, send_only, write_only_imm
+from hil.wire.predecode import Predecode, build_predecode
+from hil.wire.roce import Flow, Target, send_only, write_only, write_only_imm
 
 DATA = Path(__file__).parents[1] / "data"
 RXE = DATA / "rxe" / "rxe.pcap"
@@ -92,6 +93,21 @@ def test_the_cause_of_a_drop_is_named(at: int | None, value: bytes, drop: str | 
 
 
 @given(st.binary(max_size=300))
+def test_a_whole_shot_is_shown_and_its_parts_are_no_fault() -> None:
+    target, detectors = Target(2, 7, 1 << 28, 512), bytes([0, 1, 1] * 100)
+    message = build_predecode(Predecode(3, 1, detectors))
+    whole = decode(FLOW.frame(write_only_imm(target, 9, 1, message)))
+    assert (whole["rpc"]["message"], whole["drop"]) == ("predecode", None)
+    assert whole["qec"]["num_detectors"] == 300
+    assert whole["qec"]["detectors"] == detectors.hex()
+    first = decode(FLOW.frame(write_only(target, 9, 1, message[:128])))
+    assert (first["rpc"]["arg_len"], first["drop"], "qec" in first) == (300, None, False)
+    cut = decode(FLOW.frame(write_only_imm(target, 9, 1, message[:128])))
+    assert cut["drop"] == "length"
+    spoiled = decode(FLOW.frame(write_only_imm(target, 9, 1, message[:-1] + b"\x02")))
+    assert spoiled["drop"] == "arguments"
+
+
 @settings(max_examples=1500)
 def test_no_bytes_break_it(data: bytes) -> None:
     """Any text or capture: entries, never an exception; a good line behind it is still found."""
