@@ -92,7 +92,6 @@ def test_the_cause_of_a_drop_is_named(at: int | None, value: bytes, drop: str | 
         assert fields["icrc_ok"] is False
 
 
-@given(st.binary(max_size=300))
 def test_a_whole_shot_is_shown_and_its_parts_are_no_fault() -> None:
     target, detectors = Target(2, 7, 1 << 28, 512), bytes([0, 1, 1] * 100)
     message = build_predecode(Predecode(3, 1, detectors))
@@ -108,6 +107,7 @@ def test_a_whole_shot_is_shown_and_its_parts_are_no_fault() -> None:
     assert spoiled["drop"] == "arguments"
 
 
+@given(st.binary(max_size=300))
 @settings(max_examples=1500)
 def test_no_bytes_break_it(data: bytes) -> None:
     """Any text or capture: entries, never an exception; a good line behind it is still found."""
