@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 
 from gpu_decoder.ising.config import PredecoderConfig
-from gpu_decoder.protocol import Reason
+from gpu_decoder.protocol import PredecodeRecord, Reason
 from hil.device.circuits import CodeCircuit
 from hil.errors import NodeError
 from hil.link.capture import Capture
@@ -283,12 +283,21 @@ class LiveRun:
         )
         bits[gone], executed[gone] = decoded.predictions_b8, decoded.executed
         requested[gone] = self.decoders.requested(np.zeros(1, dtype=np.uint8))[0]
+        before = answers.predecoded
+        if decoded.predecoded is not None:
+            before = told_here(before, decoded.predecoded, gone)
         status = np.where(gone, np.uint8(Status.CONCEALED), times.status)
         path = np.where(gone, np.uint8(Path.FALLBACK), times.path)
         return Driven(
             chunk.batch,
             replace(times, status=status, path=path),
-            replace(answers, predictions_b8=bits, requested=requested, executed=executed),
+            replace(
+                answers,
+                predictions_b8=bits,
+                requested=requested,
+                executed=executed,
+                predecoded=before,
+            ),
             extra,
         )
 
@@ -372,6 +381,27 @@ def predecoded(
         where_answered(int(asked[0].precision)),
         where_answered(got.precision),
         np.where(answered, got.residual_events.astype(np.int64), -1),
+    )
+
+
+def told_here(node: Predecoded | None, record: PredecodeRecord, gone: np.ndarray) -> Predecoded:
+    """What the node says of its pre-decoder, and of the shots ``gone`` what ran in this process.
+
+    Args:
+        node: of the whole batch; ``None``: the batch was never sent.
+        record: of the shots decoded here, in order.
+        gone: bool [n], which shots these are.
+    """
+    left = np.full(gone.size, -1, dtype=np.int64)
+    left[gone] = record.residual_events
+    here = Predecoded.of(replace(record, residual_events=left), gone)
+    if node is None:
+        return here
+    return Predecoded(
+        *(
+            np.where(gone, getattr(here, part.name), getattr(node, part.name))
+            for part in fields(Predecoded)
+        )
     )
 
 

@@ -32,8 +32,8 @@ from hil.trace.reader import Trace, open_trace
 UNFINISHED: Final = ("running", "aborted", "recovered")
 """Exit statuses of a trace whose run can go on."""
 
-DECIDING: Final = ("hil", "numpy", "onnxruntime", "pymatching", "stim")
-"""Packages whose version decides syndromes, answers and times."""
+DECIDING: Final = ("hil", "numpy", "pymatching", "stim")
+"""Packages whose version decides what is taken over: syndromes and answers of matching alone."""
 
 TRACE_NAMES: Final = ("trace.part.h5", "trace.h5", "earlier.part.h5", "earlier.h5")
 """Files of a folder that may hold shots of an earlier run."""

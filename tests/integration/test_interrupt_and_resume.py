@@ -79,6 +79,28 @@ def test_an_interrupted_run_resumes_to_the_same_content(
     assert int(label.split()[1]) == int((reason == Reason.NONE).sum()), "all others were read"
 
 
+def test_behind_a_predecoder_an_interrupted_run_is_decoded_again_to_the_same_content(
+    scenarios: Path, tmp_path: Path
+) -> None:
+    """The pre-decoder's events left decide the service times, and only decoding tells them."""
+    path, out = scenarios / "ising_d5.yaml", tmp_path / "run"
+    few = (
+        "run.shots=17000",  # two batches of the sampler
+        "run.record.level=shots",
+        "system.decoder.fallback.primary_deadline=450us",
+        "expect={}",
+    )
+    whole = run_scenario(path, _options(tmp_path / "whole", *few))
+    stopped = run_scenario(path, _options(out, *few, stop_at=1))
+    assert (stopped.verdict, stopped.exit_code) == (Verdict.RIG_ERROR, 3)
+    again = run_scenario(path, _options(out, *few, resume=True))
+    assert again.content_id == whole.content_id
+    assert any(text.startswith("resumed: 0 answers") for text in again.document.labels)
+    with open_trace(again.trace) as trace:
+        late = trace.stream("shots", ["fallback"])["fallback"] == Reason.DEADLINE
+    assert 100 < late.sum() < late.size - 100, "primary and fallback both answered"
+
+
 def test_answers_are_read_and_not_decoded(
     scenarios: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -173,17 +173,18 @@ def _udp_sockets() -> set[tuple[str, str]]:
     return found
 
 
+@pytest.mark.parametrize(("file", "pace"), [("surface_d5.yaml", 2), ("ising_d5.yaml", 1)])
 def test_broken_primaries_are_answered_by_the_fallback(
-    scenarios: Path, tmp_path: Path, loopback: tuple[str, str]
+    scenarios: Path, tmp_path: Path, loopback: tuple[str, str], file: str, pace: int
 ) -> None:
-    """At this pace failures are samples, as durations are, and the executor decides."""
+    """At pace 1 the node decides; else failures are samples, as durations are, for the executor."""
     broken = ", ".join(
         f"{kind}: {{kind: {kind}, at: {{shot: {20 + 15 * i}}}}}" for i, kind in enumerate(BREAKS)
     )
     what = (
         "run.shots=120",
         "run.warmup.shots=0",
-        "bind.profiles.sil.rack.pace=2",
+        f"bind.profiles.sil.rack.pace={pace}",
         "system.qpu.shot_period=4ms",
         "system.decoder.deadline=2s",
         "system.decoder.fallback.policy=on_deadline",
@@ -191,10 +192,15 @@ def test_broken_primaries_are_answered_by_the_fallback(
         f"faults={{{broken}}}",
         "expect={backend: {metric: decoder.backend_mismatch, equals: 0}}",
     )
-    path = scenarios / "surface_d5.yaml"
-    live = run_scenario(path, _options(tmp_path / "sil", loopback, *what))
-    with hil.open_trace(live.trace) as trace:
-        shots, decodes = trace.stream("shots"), trace.stream("decodes")
+    live = run_scenario(scenarios / file, _options(tmp_path / "sil", loopback, *what))
+    options = RunOptions(bind="mil", out=tmp_path / "mil", overrides=what)
+    model = run_scenario(scenarios / file, options)
+    with hil.open_trace(live.trace) as a, hil.open_trace(model.trace) as b:
+        shots, decodes = a.stream("shots"), a.stream("decodes")
+        for column in ("obs_pred_b8", "fallback", "status"):
+            assert np.array_equal(shots[column], b.stream("shots")[column]), column
+        for column in ("events_out", "backend_executed", "global_executed"):
+            assert np.array_equal(decodes[column], b.stream("decodes")[column]), column
     reasons = {20 + 15 * i: int(reason) for i, reason in enumerate(BREAKS.values())}
     assert {k: int(shots["fallback"][k]) for k in reasons} == reasons
     assert np.array_equal(decodes["shot"], np.arange(120)), "each is answered, and once"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from gpu_decoder.ising.config import PredecoderConfig
-from gpu_decoder.protocol import Backend, Precision
+from gpu_decoder.protocol import Backend, Precision, PredecodeRecord
 from hil.node.exchange import Exchange
 from hil.rack.timeline import Path
-from hil.run.live import predecoded
+from hil.run.live import predecoded, told_here
 from hil.run.record import Predecoded
 
 ASKED = PredecoderConfig(5, 5, "X", "XV", weights="w")
@@ -55,3 +55,17 @@ def test_another_backend_or_precision_is_seen_on_every_answer(
 def test_a_run_without_a_predecoder_has_no_such_columns() -> None:
     got = exchange(Backend.NONE, Precision.NA)
     assert predecoded((), got.path == Path.PRIMARY, got) is None
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_what_ran_here_after_the_node_died_is_told_too(sent: bool) -> None:
+    record = PredecodeRecord(
+        *(Backend.ORT_CPU, Backend.OPENVINO, Precision.FP32, Precision.BF16), np.array([6, 7])
+    )
+    node = columns_of(Backend.ORT_CPU, Precision.FP32) if sent else None
+    gone = np.array([False, True, True])
+    found = told_here(node, record, gone)
+    there = Backend.ORT_CPU if sent else Backend.NONE
+    assert found.backend_executed.tolist() == [there, Backend.OPENVINO, Backend.OPENVINO]
+    assert found.events_left.tolist() == [4 if sent else -1, 6, 7]
+    assert found.substituted.tolist() == [False, True, True]
