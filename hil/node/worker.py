@@ -188,10 +188,10 @@ def run(connection: Connection) -> None:
     setup: WorkerSetup = connection.recv()
     try:
         decoder = _build(setup)
+        _warm_up(decoder, setup)
     except Exception as error:  # noqa: BLE001 - whatever it is, the node must be told
         connection.send_bytes(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
         return
-    _warm_up(decoder, setup)
     gc.collect()
     gc.freeze()
     gc.disable()

@@ -19,8 +19,9 @@ import numpy as np
 
 from gpu_decoder.ising.config import PredecoderConfig
 from gpu_decoder.protocol import PredecodeRecord, Reason
+from gpu_decoder.runtime.protocol import EngineError
 from hil.device.circuits import CodeCircuit
-from hil.errors import NodeError
+from hil.errors import DecoderError, NodeError
 from hil.link.capture import Capture
 from hil.node.client import Exchange, NodeLostError, Plan, RackClient
 from hil.node.config import NodeConfig
@@ -267,15 +268,25 @@ class LiveRun:
     def _with_lost_node(
         self, chunk: Chunk, times: Timeline, answers: Answers, gone: np.ndarray, extra: Record
     ) -> Driven:
-        """Shots that a dead node left: void, or answered here if the scenario says so."""
+        """Shots that a dead node left: void, or answered here if the scenario says so.
+
+        Raises:
+            DecoderError: the pre-decoder fails here too.
+        """
         if not gone.any():
             return Driven(chunk.batch, times, answers, extra)
         if self.scenario.system.decoder.on_node_lost == "fail":
             status = np.where(gone, np.uint8(Status.VOID), times.status)
             return Driven(chunk.batch, replace(times, status=status), answers, extra)
-        decoded = self.decoders.primary.decode_batch(
-            chunk.batch.detectors_b8[gone], chunk.batch.shots[gone]
-        )
+        left = chunk.batch.shots[gone]
+        try:
+            decoded = self.decoders.primary.decode_batch(chunk.batch.detectors_b8[gone], left)
+        except EngineError as error:
+            raise DecoderError(
+                "the pre-decoder fails in process too, after the node was lost",
+                where=f"shots {left[0]} to {left[-1]}",
+                got=str(error),
+            ) from error
         bits, executed, requested = (
             answers.predictions_b8.copy(),
             answers.executed.copy(),
