@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from hil.cli.app import run_app
 from hil.device.circuits import CodeCircuit
 from hil.device.families import build_models
 from hil.device.sampler import BlockCutter, ShotBatch, StimSampler, event_counts
-from hil.errors import DecoderError
+from hil.errors import DecoderError, TraceError
 from hil.run.parts import build_circuits, build_decoders, predecoder_configs
 from hil.run.primary import try_primary
 from hil.run.resume import Earlier
@@ -196,6 +197,8 @@ def test_trace_of_a_network(network: Path) -> None:
         batch = ShotBatch(0, 0, 0, shots["detectors_b8"], shots["obs_true_b8"])
         resumed = earlier.primary(batch, TurnDecoders((decoder,), predecoded=True))
         assert (earlier.reused, resumed.predecoded is None) == (0, False)
+        with pytest.raises(TraceError, match="other syndromes"):
+            earlier.primary(replace(batch, detectors_b8=~batch.detectors_b8), decoder)  # type: ignore[arg-type]
     assert np.array_equal(shots["obs_pred_b8"], want.predictions_b8)
     assert np.array_equal(decodes["events_out"], want.predecoded.residual_events)
     assert np.array_equal(decodes["events_in"], event_counts(shots["detectors_b8"]))
