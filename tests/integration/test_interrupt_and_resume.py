@@ -235,11 +235,12 @@ def test_a_resumed_run_killed_before_its_first_commit_leaves_nothing(
 ) -> None:
     """Beside an earlier trace with shots, one that got nowhere is no evidence of anything."""
     path, out = scenarios / "surface_d7_mil.yaml", tmp_path / "run"
-    run_scenario(path, _options(out, stop_at=1))
+    few = ("run.shots=17000", "expect={}")  # two batches of the sampler
+    run_scenario(path, _options(out, *few, stop_at=1))
     (out / "trace.h5").replace(out / "earlier.h5")
     (out / "trace.part.h5").write_bytes(b"killed before its first commit")
-    result = run_scenario(path, _options(out, resume=True))
-    assert result.verdict is Verdict.PASS
+    result = run_scenario(path, _options(out, *few, resume=True))
+    assert result.verdict is not Verdict.RIG_ERROR
     assert any("come from the interrupted run" in text for text in result.document.labels)
     assert not list(out.glob("*.part.h5"))
     assert not (out / "earlier.h5").exists()
