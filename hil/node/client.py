@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from hil.errors import NodeError
+from hil.errors import NodeError, UsageError
 from hil.link.endpoint import Endpoint, Prepared
 from hil.link.soft_roce import SoftRoceEndpoint, Tap
 from hil.node.config import Launch, NodeConfig, Peer
@@ -226,8 +226,10 @@ class RackClient:
             NodeLostError: the node died.
             NodeError: no reply within ``answer_timeout_ps``.
             RpcError: ``detectors`` are no bits.
-            LinkError: the message does not fit the node's slots (``NodeConfig.predecode``).
+            UsageError: the node takes no whole shots (``NodeConfig.predecode``).
         """
+        if not self._config.predecode:
+            raise UsageError("the node takes no whole shots", fix="set predecode of its NodeConfig")
         stamp = ptp_from_ns(monotonic_ps() // PS_PER_NS)
         number = self._ledger.whole_shot()
         message = Predecode(number & 0xFFFFFFFF, stamp, detectors.tobytes())

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from gpu_decoder.protocol import Decoder, Reason, U8Array
+from gpu_decoder.protocol import Reason, U8Array
 from hil.errors import NodeError
 from hil.node.processes import signal_when_parent_dies
 from hil.node.shots import Chain, Start
@@ -188,10 +188,10 @@ def run(connection: Connection) -> None:
     setup: WorkerSetup = connection.recv()
     try:
         decoder = _build(setup)
+        _warm_up(decoder, setup)
     except Exception as error:  # noqa: BLE001 - whatever it is, the node must be told
         connection.send_bytes(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
         return
-    _warm_up(decoder, setup)
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -229,12 +229,11 @@ def _warm_up(decoders: TurnDecoders, setup: WorkerSetup) -> None:
 def decode(decoders: TurnDecoders, job: bytes) -> bytes:
     """Do a job (``JOB`` + detectors): ``DONE`` + the answer, or why there is none."""
     shot, extra_ps, fails = JOB.unpack_from(job)
-    decoder = decoders.of(shot)
     detectors_b8 = np.frombuffer(job, np.uint8, offset=JOB.size)
     failed, chain = Reason.NONE, Chain(0, 0, NO_CHAIN)
     start_ps = monotonic_ps()
     try:
-        answer, chain = _answer(decoder, detectors_b8, Reason(fails))
+        answer, chain = _answer(decoders, shot, detectors_b8, Reason(fails))
     except Exception as error:  # noqa: BLE001 - whatever it is, the shot must be settled
         answer, failed = f"{type(error).__name__}: {error}".encode(), reason_of(error)
     if extra_ps:
@@ -242,7 +241,9 @@ def decode(decoders: TurnDecoders, job: bytes) -> bytes:
     return DONE.pack(shot, start_ps, monotonic_ps(), failed, *chain) + answer
 
 
-def _answer(decoder: Decoder, detectors_b8: U8Array, fails: Reason) -> tuple[bytes, Chain]:
+def _answer(
+    decoders: TurnDecoders, shot: int, detectors_b8: U8Array, fails: Reason
+) -> tuple[bytes, Chain]:
     """Decode one shot and check the answer; ``fails``: break as told.
 
     Raises:
@@ -251,8 +252,8 @@ def _answer(decoder: Decoder, detectors_b8: U8Array, fails: Reason) -> tuple[byt
     """
     if fails not in (Reason.NONE, Reason.OUTPUT_INVALID):
         raise BrokenOnPurposeError("injected fault", fails)
-    chain = Chain(0, 0, NO_CHAIN)
-    if hasattr(decoder, "backend"):  # a pre-decoder in front: its record is wanted too
+    decoder, chain = decoders.of(shot), Chain(0, 0, NO_CHAIN)
+    if decoders.predecoded:  # its record is wanted too
         decoded = decoder.decode_batch(detectors_b8.reshape(1, -1))
         prediction, record = decoded.predictions_b8[0], decoded.predecoded
         if record is not None:

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 
 from gpu_decoder.ising.config import PredecoderConfig
-from gpu_decoder.protocol import Reason
+from gpu_decoder.protocol import PredecodeRecord, Reason
+from gpu_decoder.runtime.protocol import EngineError
 from hil.device.circuits import CodeCircuit
-from hil.errors import NodeError
+from hil.errors import DecoderError, NodeError
 from hil.link.capture import Capture
 from hil.node.client import Exchange, NodeLostError, Plan, RackClient
 from hil.node.config import NodeConfig
@@ -267,15 +268,25 @@ class LiveRun:
     def _with_lost_node(
         self, chunk: Chunk, times: Timeline, answers: Answers, gone: np.ndarray, extra: Record
     ) -> Driven:
-        """Shots that a dead node left: void, or answered here if the scenario says so."""
+        """Shots that a dead node left: void, or answered here if the scenario says so.
+
+        Raises:
+            DecoderError: the pre-decoder fails here too.
+        """
         if not gone.any():
             return Driven(chunk.batch, times, answers, extra)
         if self.scenario.system.decoder.on_node_lost == "fail":
             status = np.where(gone, np.uint8(Status.VOID), times.status)
             return Driven(chunk.batch, replace(times, status=status), answers, extra)
-        decoded = self.decoders.primary.decode_batch(
-            chunk.batch.detectors_b8[gone], chunk.batch.shots[gone]
-        )
+        left = chunk.batch.shots[gone]
+        try:
+            decoded = self.decoders.primary.decode_batch(chunk.batch.detectors_b8[gone], left)
+        except EngineError as error:
+            raise DecoderError(
+                "the pre-decoder fails in process too, after the node was lost",
+                where=f"shots {left[0]} to {left[-1]}",
+                got=str(error),
+            ) from error
         bits, executed, requested = (
             answers.predictions_b8.copy(),
             answers.executed.copy(),
@@ -283,12 +294,21 @@ class LiveRun:
         )
         bits[gone], executed[gone] = decoded.predictions_b8, decoded.executed
         requested[gone] = self.decoders.requested(np.zeros(1, dtype=np.uint8))[0]
+        before = answers.predecoded
+        if decoded.predecoded is not None:
+            before = told_here(before, decoded.predecoded, gone)
         status = np.where(gone, np.uint8(Status.CONCEALED), times.status)
         path = np.where(gone, np.uint8(Path.FALLBACK), times.path)
         return Driven(
             chunk.batch,
             replace(times, status=status, path=path),
-            replace(answers, predictions_b8=bits, requested=requested, executed=executed),
+            replace(
+                answers,
+                predictions_b8=bits,
+                requested=requested,
+                executed=executed,
+                predecoded=before,
+            ),
             extra,
         )
 
@@ -372,6 +392,27 @@ def predecoded(
         where_answered(int(asked[0].precision)),
         where_answered(got.precision),
         np.where(answered, got.residual_events.astype(np.int64), -1),
+    )
+
+
+def told_here(node: Predecoded | None, record: PredecodeRecord, gone: np.ndarray) -> Predecoded:
+    """What the node says of its pre-decoder, and of the shots ``gone`` what ran in this process.
+
+    Args:
+        node: of the whole batch; ``None``: the batch was never sent.
+        record: of the shots decoded here, in order.
+        gone: bool [n], which shots these are.
+    """
+    left = np.full(gone.size, -1, dtype=np.int64)
+    left[gone] = record.residual_events
+    here = Predecoded.of(replace(record, residual_events=left), gone)
+    if node is None:
+        return here
+    return Predecoded(
+        *(
+            np.where(gone, getattr(here, part.name), getattr(node, part.name))
+            for part in fields(Predecoded)
+        )
     )
 
 

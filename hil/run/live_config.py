@@ -7,10 +7,11 @@ from itertools import pairwise
 
 import numpy as np
 
+from gpu_decoder.runtime.protocol import EngineError
 from gpu_decoder.turns import TurnDecoders
 from hil.device.families import Models
 from hil.device.sampler import ShotBatch, StimSampler
-from hil.errors import ScenarioError
+from hil.errors import DecoderError, ScenarioError
 from hil.node.config import Breakage, Delays, NodeConfig
 from hil.rack.bulk import BulkExecutor
 from hil.rack.pipeline import Pipeline
@@ -74,13 +75,22 @@ class Predictions:
 
 
 def measure_predictions(scenario: Scenario, models: Models, decoders: Decoders) -> Predictions:
-    """Decode pilot shots one by one. Their seed is not the run's: no shot is seen twice."""
+    """Decode pilot shots one by one. Their seed is not the run's: no shot is seen twice.
+
+    Raises:
+        DecoderError: the pre-decoder fails already here.
+    """
     pilot = next(StimSampler(models, scenario.run.seed ^ (1 << 62)).batches(_PILOT_SHOTS))
-    return Predictions(
-        _p99_ps(decoders.primary, pilot),
-        _p99_ps(decoders.fallback, pilot),
-        _WAKE_UP_PS + rack_way_back_ps(scenario),
-    )
+    try:
+        primary_ps = _p99_ps(decoders.primary, pilot)
+    except EngineError as error:
+        raise DecoderError(
+            "the pre-decoder fails before the first shot",
+            where="system.decoder.predecoder",
+            got=str(error),
+        ) from error
+    fallback_ps = _p99_ps(decoders.fallback, pilot)
+    return Predictions(primary_ps, fallback_ps, _WAKE_UP_PS + rack_way_back_ps(scenario))
 
 
 def _p99_ps(decoders: TurnDecoders, pilot: ShotBatch) -> int:

@@ -117,11 +117,17 @@ class Driven:
 
     @property
     def events(self) -> EventCounts | None:
-        """Detection events before and behind the pre-decoder; ``None`` in a run without one."""
+        """Detection events before and behind the pre-decoder; ``None`` in a run without one.
+
+        Only shots that the primary answered in its place count, as in a trace: -1 elsewhere.
+        """
         before = self.answers.predecoded
         if before is None:
             return None
-        return EventCounts(event_counts(self.batch.detectors_b8), before.events_left)
+        own = self.times.reason == Reason.NONE
+        return EventCounts(
+            event_counts(self.batch.detectors_b8), np.where(own, before.events_left, -1)
+        )
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from hil.trace.reader import Trace, open_trace
 UNFINISHED: Final = ("running", "aborted", "recovered")
 """Exit statuses of a trace whose run can go on."""
 
-DECIDING: Final = ("hil", "numpy", "onnxruntime", "pymatching", "stim")
-"""Packages whose version decides syndromes, answers and times."""
+DECIDING: Final = ("hil", "numpy", "pymatching", "stim")
+"""Packages whose version decides what is taken over: syndromes and answers of matching alone."""
 
 TRACE_NAMES: Final = ("trace.part.h5", "trace.h5", "earlier.part.h5", "earlier.h5")
 """Files of a folder that may hold shots of an earlier run."""
@@ -72,8 +72,7 @@ class Earlier:
         Raises:
             TraceError: the earlier trace holds other syndromes: it is of another machine type.
         """
-        again = decoder.sliding or decoder.predecoded
-        if self._trace is None or batch.first_shot >= self.n_shots or again:
+        if self._trace is None or batch.first_shot >= self.n_shots:
             return decoder.decode_batch(batch.detectors_b8, batch.shots)
         end = min(self.n_shots, batch.first_shot + batch.n_shots)
         rows = self._trace.stream("shots", _COLUMNS, batch.first_shot, end)
@@ -86,6 +85,8 @@ class Earlier:
                 got=f"shots {batch.first_shot} to {end - 1} differ",
                 fix="resume on the type of machine that began the run, or begin a new one",
             )
+        if decoder.sliding or decoder.predecoded:
+            return decoder.decode_batch(batch.detectors_b8, batch.shots)
         known = np.isin(rows["status"], (Status.OK, Status.LATE))
         known &= rows["fallback"] == Reason.NONE
         open_rows = np.concatenate([np.flatnonzero(~known), np.arange(n, batch.n_shots)])

@@ -48,7 +48,7 @@ _KINDS: Final[Mapping[MetricKind, tuple[str, str, str]]] = {
     "ratio": (
         "Ratios",
         (
-            "Ratio of two sums over the run, judged by the t interval of the ratios of 20 "
+            "Ratio of two sums over the run, judged by the t interval of a ratio of sums over 20 "
             "stretches of shots at `confidence`."
         ),
         "`clean` (default) or `all`",

@@ -1,7 +1,7 @@
 """How much a pre-decoder thins out the syndromes: events before it over events behind it.
 
 Only shots that it answered count. Shots depend on each other where noise drifts; bounds come from
-the ratios of 20 long stretches of shots.
+the sums of 20 long stretches of shots.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ I64 = NDArray[np.int64]
 
 METRIC: Final = "predecoder.density_reduction"
 EVENTS_PER_BATCH: Final = 10
-"""Fewest events left in each stretch: the ratio of small sums is biased."""
+"""Fewest events left in each stretch: below, t bounds of so few events promise too much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +74,33 @@ def measure(groups: Sequence[EventSums], confidence: float, scope: str) -> Measu
     if not left:
         raise NotMeasuredError("no event is left", where=METRIC, got=f"{before} events before")
     enough = int(sums["left"].min()) >= EVENTS_PER_BATCH
-    ratios = sums["before"] / np.maximum(sums["left"], 1)
+    lower, upper = ratio_bounds(sums["before"], sums["left"], confidence)
     return Measured(
         metric=METRIC,
         stat="",
         scope=scope,
         value=before / left,
-        lower=stats.mean_lower_bound(ratios, confidence) if enough else None,
-        upper=-stats.mean_lower_bound(-ratios, confidence) if enough else None,
+        lower=lower if enough else None,
+        upper=upper if enough else None,
         unit="1",
         n=int(sums["shots"].sum()),
         confidence=confidence,
-        method=f"one-sided t bounds from the ratios of {ratios.size} stretches of shots",
+        method=f"one-sided t bounds of a ratio of sums over {sums['left'].size} stretches of shots",
         label="detection events of answered shots",
     )
+
+
+def ratio_bounds(before: I64, left: I64, confidence: float) -> tuple[float, float]:
+    """One-sided lower and upper bound, each at ``confidence``, on a ratio R of two mean sums.
+
+    t bounds of R + (before - R left) / mean(left), whose mean is R (Cochran, Sampling Techniques,
+    1977, 6.4). The mean of the stretches' own ratios lies above R: by 1 / left of it.
+
+    Args:
+        before: int64 [k], of each stretch.
+        left: int64 [k], with a positive sum.
+        confidence: of each bound.
+    """
+    ratio = before.sum() / left.sum()
+    linear = ratio + (before - ratio * left) / left.mean()
+    return stats.mean_lower_bound(linear, confidence), -stats.mean_lower_bound(-linear, confidence)

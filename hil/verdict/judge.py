@@ -21,6 +21,9 @@ from hil.verdict.metrics import Metrics
 COUNT_CONFIDENCE: Final = 0.95
 """Confidence of the bound that is printed with a count of zero."""
 
+SUBSTITUTED: Final = "decoder.backend_mismatch"
+"""Metric that no run passes with: answers by something else than was asked for."""
+
 
 class Verdict(StrEnum):
     """Outcome of an expectation or of a run."""
@@ -110,6 +113,9 @@ def judge(
 ) -> list[Judgement]:
     """Judge every expectation, in order of the scenario.
 
+    Answers by another decoder, backend or precision than was asked for are a FAIL even where no
+    expectation counts them.
+
     Args:
         expect: the scenario's expectations by id.
         metrics: what the run measured.
@@ -118,6 +124,9 @@ def judge(
             FAIL. ``None``: the run had faults, or nothing was watched; no such line is made.
     """
     out = [_judge_one(name, expectation, metrics) for name, expectation in expect.items()]
+    watched = SUBSTITUTED in {spec.metric for spec in expect.values()}
+    if not watched and metrics.counts.get(SUBSTITUTED):
+        out.append(_judge_one("no-substitute", Expectation(metric=SUBSTITUTED, equals=0), metrics))
     if alarms is not None:
         out.append(_judge_alarms(alarms, metrics.shots()))
     out += [

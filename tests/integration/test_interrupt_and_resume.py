@@ -79,6 +79,28 @@ def test_an_interrupted_run_resumes_to_the_same_content(
     assert int(label.split()[1]) == int((reason == Reason.NONE).sum()), "all others were read"
 
 
+def test_behind_a_predecoder_an_interrupted_run_is_decoded_again_to_the_same_content(
+    scenarios: Path, tmp_path: Path
+) -> None:
+    """The pre-decoder's events left decide the service times, and only decoding tells them."""
+    path, out = scenarios / "ising_d5.yaml", tmp_path / "run"
+    few = (
+        "run.shots=17000",  # two batches of the sampler
+        "run.record.level=shots",
+        "system.decoder.fallback.primary_deadline=450us",
+        "expect={}",
+    )
+    whole = run_scenario(path, _options(tmp_path / "whole", *few))
+    stopped = run_scenario(path, _options(out, *few, stop_at=1))
+    assert (stopped.verdict, stopped.exit_code) == (Verdict.RIG_ERROR, 3)
+    again = run_scenario(path, _options(out, *few, resume=True))
+    assert again.content_id == whole.content_id
+    assert any(text.startswith("resumed: 0 answers") for text in again.document.labels)
+    with open_trace(again.trace) as trace:
+        late = trace.stream("shots", ["fallback"])["fallback"] == Reason.DEADLINE
+    assert 100 < late.sum() < late.size - 100, "primary and fallback both answered"
+
+
 def test_answers_are_read_and_not_decoded(
     scenarios: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,11 +235,12 @@ def test_a_resumed_run_killed_before_its_first_commit_leaves_nothing(
 ) -> None:
     """Beside an earlier trace with shots, one that got nowhere is no evidence of anything."""
     path, out = scenarios / "surface_d7_mil.yaml", tmp_path / "run"
-    run_scenario(path, _options(out, stop_at=1))
+    few = ("run.shots=17000", "expect={}")  # two batches of the sampler
+    run_scenario(path, _options(out, *few, stop_at=1))
     (out / "trace.h5").replace(out / "earlier.h5")
     (out / "trace.part.h5").write_bytes(b"killed before its first commit")
-    result = run_scenario(path, _options(out, resume=True))
-    assert result.verdict is Verdict.PASS
+    result = run_scenario(path, _options(out, *few, resume=True))
+    assert result.verdict is not Verdict.RIG_ERROR
     assert any("come from the interrupted run" in text for text in result.document.labels)
     assert not list(out.glob("*.part.h5"))
     assert not (out / "earlier.h5").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +21,13 @@ from gpu_decoder.ising.noise import Ising25, IsingScalar
 from gpu_decoder.ising.onnx_model import build_onnx
 from gpu_decoder.ising.weights import load_weights
 from gpu_decoder.protocol import Backend, DecodedBatch, Precision, Reason
-from gpu_decoder.runtime.protocol import EngineError, RuntimeUnavailable
+from gpu_decoder.runtime.protocol import EngineError
 from gpu_decoder.turns import TurnDecoders, build_turns
 from hil.cli.app import run_app
 from hil.device.circuits import CodeCircuit
 from hil.device.families import build_models
 from hil.device.sampler import BlockCutter, ShotBatch, StimSampler, event_counts
-from hil.errors import DecoderError
+from hil.errors import DecoderError, TraceError
 from hil.run.parts import build_circuits, build_decoders, predecoder_configs
 from hil.run.primary import try_primary
 from hil.run.resume import Earlier
@@ -195,6 +197,8 @@ def test_trace_of_a_network(network: Path) -> None:
         batch = ShotBatch(0, 0, 0, shots["detectors_b8"], shots["obs_true_b8"])
         resumed = earlier.primary(batch, TurnDecoders((decoder,), predecoded=True))
         assert (earlier.reused, resumed.predecoded is None) == (0, False)
+        with pytest.raises(TraceError, match="other syndromes"):
+            earlier.primary(replace(batch, detectors_b8=~batch.detectors_b8), decoder)  # type: ignore[arg-type]
     assert np.array_equal(shots["obs_pred_b8"], want.predictions_b8)
     assert np.array_equal(decodes["events_out"], want.predecoded.residual_events)
     assert np.array_equal(decodes["events_in"], event_counts(shots["detectors_b8"]))
@@ -272,22 +276,21 @@ def test_a_substituted_runtime_fails_the_run(
 ) -> None:
     build = config.build_runtime
     monkeypatch.setattr(config, "build_runtime", lambda *a, **k: Substitute(build(*a, **k)))
-    result = run(network, "run.shots=100", "run.warmup.shots=0")
-    assert result.verdict.name == "FAIL"
+    result = run(network, "run.shots=100", "run.warmup.shots=0", "expect={}")
+    assert result.verdict.name == "FAIL", "though the scenario expects nothing"
     (row,) = result.document.expectations
-    assert (row.id, row.measured.value) == ("backend", 100)
+    assert (row.metric, row.measured.value) == ("decoder.backend_mismatch", 100)
 
 
+@pytest.mark.parametrize("bind", ["mil", "sil"])
 def test_a_missing_runtime_ends_before_the_first_shot(
-    network: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    network: Path, bind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def missing(*_: object, **__: object) -> None:
-        raise RuntimeUnavailable("package tensorrt is not installed: extra gpu")
-
-    monkeypatch.setattr(config, "build_runtime", missing)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # as on a machine without the package
     out = network.parent / "out"
-    asked = "bind.profiles.mil.decoder.predecoder=tensorrt"
-    assert run_app(["run", str(network), "--bind", "mil", "--out", str(out), "--set", asked]) == 3
+    where = f"bind.profiles.{bind}.decoder"
+    asked = ("--set", f"{where}.predecoder=tensorrt", "--set", f"{where}.precision=fp16")
+    assert run_app(["run", str(network), "--bind", bind, "--out", str(out), *asked]) == 3
     text = capsys.readouterr().err
     assert "not available on this machine" in text
     assert "got:     tensorrt" in text

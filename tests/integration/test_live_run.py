@@ -183,18 +183,22 @@ def test_broken_primaries_are_answered_by_the_fallback(
     what = (
         "run.shots=120",
         "run.warmup.shots=0",
-        "bind.profiles.sil.rack.pace=2",
-        "system.qpu.shot_period=4ms",
+        "system.decoder.predecoder.global=pymatching_corr",
         "system.decoder.deadline=2s",
-        "system.decoder.fallback.policy=on_deadline",
         "system.decoder.fallback.primary_deadline=1s",
         f"faults={{{broken}}}",
         "expect={backend: {metric: decoder.backend_mismatch, equals: 0}}",
     )
-    path = scenarios / "surface_d5.yaml"
+    path = scenarios / "ising_d5.yaml"
     live = run_scenario(path, _options(tmp_path / "sil", loopback, *what))
-    with hil.open_trace(live.trace) as trace:
-        shots, decodes = trace.stream("shots"), trace.stream("decodes")
+    options = RunOptions(bind="mil", out=tmp_path / "mil", overrides=what)
+    model = run_scenario(path, options)
+    with hil.open_trace(live.trace) as a, hil.open_trace(model.trace) as b:
+        shots, decodes = a.stream("shots"), a.stream("decodes")
+        for column in ("obs_pred_b8", "fallback", "status"):
+            assert np.array_equal(shots[column], b.stream("shots")[column]), column
+        for column in ("events_out", "backend_executed", "global_executed"):
+            assert np.array_equal(decodes[column], b.stream("decodes")[column]), column
     reasons = {20 + 15 * i: int(reason) for i, reason in enumerate(BREAKS.values())}
     assert {k: int(shots["fallback"][k]) for k in reasons} == reasons
     assert np.array_equal(decodes["shot"], np.arange(120)), "each is answered, and once"

@@ -20,7 +20,7 @@ import stim
 
 from gpu_decoder.build import build_decoder
 from gpu_decoder.protocol import GlobalDecoder, Reason
-from hil.errors import LinkError, NodeError
+from hil.errors import LinkError, NodeError, UsageError
 from hil.link.endpoint import Endpoint
 from hil.link.faults import FaultPlan, Faulty
 from hil.node.client import Exchange, NodeLostError, Plan, RackClient
@@ -142,6 +142,8 @@ def test_every_shot_is_answered_and_answers_equal_the_batch_decoder() -> None:
         found = run(rack, plans_of(300, 3, 700 * PS_PER_US))
         pids = [rack.node_pid, *rack.worker_pids]
         prints = rack.fingerprints()
+        with pytest.raises(UsageError, match="takes no whole shots"):
+            rack.predecode(np.zeros(found.prediction_b8.shape[1], np.uint8))
         node = rack.close()
         rack_side = rack.counters()
     assert gone(pids)

@@ -266,6 +266,19 @@ def test_forecast_of_shots_decides_when_followed() -> None:
     assert judged(failing(2_000, 20), limit).shots_needed is None
 
 
+def test_substitutes_fail_a_run_that_does_not_ask_for_them() -> None:
+    metrics = Metrics(1, 1, 1, 0, DEADLINE_PS, "modelled")
+    metrics.update(*Shots(100).columns())
+    metrics.add_counts({"decoder.backend_mismatch": 0})
+    assert judge({}, metrics) == [], "nothing to say"
+    metrics.add_counts({"decoder.backend_mismatch": 3})
+    (row,) = judge({}, metrics)
+    assert (row.id, row.verdict, row.measured) == ("no-substitute", Verdict.FAIL, 3)
+    asked = {"backend": expectation("decoder.backend_mismatch", equals=0)}
+    (row,) = judge(asked, metrics)
+    assert (row.id, row.verdict) == ("backend", Verdict.FAIL), "once"
+
+
 def test_alarms_and_rig_errors() -> None:
     metrics = Metrics(1, 1, 1, 0, DEADLINE_PS, "modelled")
     metrics.update(*Shots(100).columns())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from multiprocessing import Pipe
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from gpu_decoder.protocol import Reason
 from gpu_decoder.runtime.protocol import EngineError
 from hil.cli.node import serve
 from hil.errors import NodeError, UsageError
+from hil.node import worker
 from hil.node.config import Delays, NodeConfig
 from hil.node.server import main, slot_bytes
 from hil.node.shots import Start
@@ -255,3 +257,16 @@ def test_the_reason_of_an_error() -> None:
     assert reason_of(EngineError("no engine", Reason.ENGINE_MISSING)) is Reason.ENGINE_MISSING
     assert reason_of(ValueError("no perfect matching")) is Reason.OUTPUT_INVALID
     assert reason_of(RuntimeError("the runtime broke")) is Reason.PREDECODER_ERROR
+
+
+def test_a_decoder_that_fails_while_it_warms_up_is_refused_with_its_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise EngineError("no device", Reason.DEVICE_LOST)
+
+    monkeypatch.setattr(worker, "_warm_up", fail)
+    here, there = Pipe()
+    here.send(WorkerSetup("pymatching", ("error(0.1) D0 L0",), 1, 1))
+    worker.run(there)
+    assert json.loads(here.recv_bytes()) == {"error": "EngineError: no device"}

@@ -58,7 +58,7 @@ def answer(
     )
     decoder = IsingDecoder(str(model), predecoder, requested=(Backend.ORT_CPU, Precision.FP32))
     job = JOB.pack(7, 0, Reason.NONE) + bytes(ROW_BYTES)
-    done = decode(TurnDecoders((decoder,)), job)
+    done = decode(TurnDecoders((decoder,), predecoded=True), job)
     shot, start, end, failed, *chain = DONE.unpack_from(done)
     assert shot == 7
     assert start <= end
