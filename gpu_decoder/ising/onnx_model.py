@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,7 @@ class ModelInfo:
         weights_sha256: of the weights file.
         model_id: of the architecture.
         precision: number format of the convolutions in the file.
-        trained_noise: fingerprint of the noise that the weights were trained on, or empty.
+        trained_noise: noise models that the weights were trained on, as their file says, or empty.
         version: of this metadata.
     """
 
@@ -407,7 +407,8 @@ def check_info(
     if threshold_syndrome is not None:
         wanted["threshold_syndrome"] = float(threshold_syndrome)
     wrong = [
-        f"{key}: model {getattr(info, key)}, circuit {value}"
+        f"{key}: model {getattr(info, key)}, "
+        f"{'asked' if key.startswith('threshold') else 'circuit'} {value}"
         for key, value in wanted.items()
         if getattr(info, key) != value
     ]
@@ -431,6 +432,11 @@ def _parse(stored: dict[str, str]) -> ModelInfo:
         values["keep_last"] = bool(int(values["keep_last"]))
     except ValueError as error:
         raise ModelMismatchError(f"metadata cannot be read: {error}") from error
+    if values["precision"] not in get_args(ModelPrecision):
+        raise ModelMismatchError(
+            f"metadata precision {values['precision']!r}, "
+            f"allowed: {', '.join(get_args(ModelPrecision))}"
+        )
     if values["version"] != _VERSION:
         raise ModelMismatchError(f"metadata version {values['version']!r}, allowed: {_VERSION!r}")
     return ModelInfo(**values)
