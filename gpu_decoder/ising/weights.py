@@ -197,9 +197,8 @@ def _read_checkpoint(path: Path) -> tuple[Tensors, dict[str, str]]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises what it likes for a bad or hostile file
-        raise WeightsError(
-            f"not a checkpoint that loads as plain weights: {str(error).splitlines()[0]}"
-        ) from error
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise WeightsError(f"not a checkpoint that loads as plain weights: {what}") from error
     for key in ("model_state_dict", "state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
