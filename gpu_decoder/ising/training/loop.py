@@ -9,6 +9,7 @@ would have seen.
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable
@@ -246,15 +247,16 @@ class Training:
         import torch
 
         path = self.folder / CHECKPOINT
+        data = io.BytesIO(path.read_bytes())
         try:
-            state = torch.load(path, weights_only=True)
+            state = torch.load(data, weights_only=True)
             _demand_same(self.config, TrainingConfig.model_validate_json(state["config"]))
             self._module.load_state_dict(state["model"])
             self._average = state["average"]
             self._optimiser.load_state_dict(state["optimiser"])
             self.step, self.shots = state["step"], state["shots"]
             self.seconds = state["seconds"]
-        except (CheckpointError, OSError):
+        except CheckpointError:
             raise
         except Exception as error:  # torch raises what it likes for a damaged file
             what = f"{type(error).__name__}: {error}".splitlines()[0]
