@@ -91,15 +91,10 @@ def build_onnx(
         The file; equal for equal arguments.
 
     Raises:
-        ModelMismatchError: the weights name the orientation that they were trained on, and it is
-            another one: order of the CNOTs and edges differ, and with them what errors look like.
+        ModelMismatchError: see ``check_orientation``.
         ValueError: a threshold is not finite.
     """
-    trained, wanted = weights.metadata.get("orientation"), layout.geometry.orientation
-    if trained is not None and trained != wanted:
-        raise ModelMismatchError(
-            f"the weights were trained on orientation {trained}, the circuit has {wanted}"
-        )
+    check_orientation(weights, layout)
     for name, value in (("data", threshold_data), ("syndrome", threshold_syndrome)):
         if not np.isfinite(value):
             raise ValueError(f"threshold {value!r} for {name}, allowed: a finite number")
@@ -121,6 +116,20 @@ def build_onnx(
         trained_noise=weights.metadata.get("trained_noise", ""),
     )
     return graph.model(info)
+
+
+def check_orientation(weights: Weights, layout: Layout) -> None:
+    """Refuse weights that name the orientation that they were trained on, if it is another one.
+
+    Raises:
+        ModelMismatchError: order of the CNOTs and edges differ, and with them what errors look
+            like.
+    """
+    trained, wanted = weights.metadata.get("orientation"), layout.geometry.orientation
+    if trained is not None and trained != wanted:
+        raise ModelMismatchError(
+            f"the weights were trained on orientation {trained}, the circuit has {wanted}"
+        )
 
 
 def build_network_onnx(weights: Weights, layout: Layout) -> bytes:
