@@ -122,7 +122,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     before = (tmp_path / "checkpoint.pt").read_bytes()
     with torch.no_grad():
         next(training._module.parameters()).fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="the loss of step 3 is nan"):
+    with pytest.raises(FloatingPointError, match="step 3: loss nan"):
         training.run(lambda _: None, lambda: False)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 

@@ -161,7 +161,7 @@ class Training:
             until: asked before each step; true ends the run.
 
         Raises:
-            FloatingPointError: the loss is not finite; checkpoints from before are kept.
+            FloatingPointError: loss or gradient is not finite; the last checkpoint is kept.
             OSError: checkpoint or log cannot be written.
         """
         batches, losses = Batches(self.config), []
@@ -203,10 +203,12 @@ class Training:
             / weights.sum()
         )
         self._optimiser.zero_grad(set_to_none=True)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss of step {self.step + 1} is {loss.item()}")
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._module.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self._module.parameters(), 1.0)
+        if not torch.isfinite(norm):  # nor is it where the loss is not
+            raise FloatingPointError(
+                f"step {self.step + 1}: loss {loss.item()}, norm of its gradient {norm.item()}"
+            )
         self._optimiser.step()
         self.step += 1
         self.shots += len(inputs)
