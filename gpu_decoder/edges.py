@@ -86,7 +86,7 @@ def edge_matrices(dem_text: str) -> EdgeMatrices:
     flips: dict[int, frozenset[int]] = {}
     mechanisms: dict[frozenset[int], int] = {}
     probability: list[float] = []
-    holds: list[set[int]] = []
+    holds: list[tuple[int, ...]] = []
     for p, parts in errors(dem_text):
         whole: frozenset[int] = frozenset()
         chosen: set[int] = set()
@@ -98,7 +98,7 @@ def edge_matrices(dem_text: str) -> EdgeMatrices:
         mechanism = mechanisms.setdefault(whole, len(mechanisms))
         if mechanism == len(probability):
             probability.append(0.0)
-            holds.append(chosen)
+            holds.append(tuple(chosen))  # tuples of numbers cost the garbage collector nothing
         q = probability[mechanism]
         probability[mechanism] = q * (1 - p) + p * (1 - q)
 

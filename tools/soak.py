@@ -228,8 +228,9 @@ def _row(row: dict[str, float]) -> str:
 def predecoder() -> str:
     """The trial of the shipped networks, which writes a page of its own."""
     done = subprocess.run([sys.executable, ROOT / "tools" / "predecoder_results.py"], check=False)
-    ended = f"`tools/predecoder_results.py` ended with exit {done.returncode}:"
-    return _paragraph(ended, "see [predecoder-results.md](predecoder-results.md).")
+    if done.returncode:
+        return _paragraph(f"`tools/predecoder_results.py` failed, exit {done.returncode}: no page.")
+    return _paragraph("See [predecoder-results.md](predecoder-results.md).")
 
 
 SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {

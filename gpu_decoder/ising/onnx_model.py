@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,7 @@ class ModelInfo:
         weights_sha256: of the weights file.
         model_id: of the architecture.
         precision: number format of the convolutions in the file.
-        trained_noise: fingerprint of the noise that the weights were trained on, or empty.
+        trained_noise: noise models that the weights were trained on, as their file says, or empty.
         version: of this metadata.
     """
 
@@ -91,15 +91,10 @@ def build_onnx(
         The file; equal for equal arguments.
 
     Raises:
-        ModelMismatchError: the weights name the orientation that they were trained on, and it is
-            another one: order of the CNOTs and edges differ, and with them what errors look like.
+        ModelMismatchError: see ``check_orientation``.
         ValueError: a threshold is not finite.
     """
-    trained, wanted = weights.metadata.get("orientation"), layout.geometry.orientation
-    if trained is not None and trained != wanted:
-        raise ModelMismatchError(
-            f"the weights were trained on orientation {trained}, the circuit has {wanted}"
-        )
+    check_orientation(weights, layout)
     for name, value in (("data", threshold_data), ("syndrome", threshold_syndrome)):
         if not np.isfinite(value):
             raise ValueError(f"threshold {value!r} for {name}, allowed: a finite number")
@@ -121,6 +116,20 @@ def build_onnx(
         trained_noise=weights.metadata.get("trained_noise", ""),
     )
     return graph.model(info)
+
+
+def check_orientation(weights: Weights, layout: Layout) -> None:
+    """Refuse weights that name the orientation that they were trained on, if it is another one.
+
+    Raises:
+        ModelMismatchError: order of the CNOTs and edges differ, and with them what errors look
+            like.
+    """
+    trained, wanted = weights.metadata.get("orientation"), layout.geometry.orientation
+    if trained is not None and trained != wanted:
+        raise ModelMismatchError(
+            f"the weights were trained on orientation {trained}, the circuit has {wanted}"
+        )
 
 
 def build_network_onnx(weights: Weights, layout: Layout) -> bytes:
@@ -407,7 +416,8 @@ def check_info(
     if threshold_syndrome is not None:
         wanted["threshold_syndrome"] = float(threshold_syndrome)
     wrong = [
-        f"{key}: model {getattr(info, key)}, circuit {value}"
+        f"{key}: model {getattr(info, key)}, "
+        f"{'asked' if key.startswith('threshold') else 'circuit'} {value}"
         for key, value in wanted.items()
         if getattr(info, key) != value
     ]
@@ -431,6 +441,11 @@ def _parse(stored: dict[str, str]) -> ModelInfo:
         values["keep_last"] = bool(int(values["keep_last"]))
     except ValueError as error:
         raise ModelMismatchError(f"metadata cannot be read: {error}") from error
+    if values["precision"] not in get_args(ModelPrecision):
+        raise ModelMismatchError(
+            f"metadata precision {values['precision']!r}, "
+            f"allowed: {', '.join(get_args(ModelPrecision))}"
+        )
     if values["version"] != _VERSION:
         raise ModelMismatchError(f"metadata version {values['version']!r}, allowed: {_VERSION!r}")
     return ModelInfo(**values)

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,40 +37,24 @@ def quantize_int8(onnx_bytes: bytes, calibration_dets: U8Array) -> bytes:
         ValueError: the model is not fp32, or the shots have another shape or dtype.
     """
     import onnx
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     info = read_info(onnx_bytes)
     if info.precision != "fp32":
         raise ValueError(f"a model of precision {info.precision}, allowed: fp32")
     check_input(calibration_dets, info.n_detectors)
 
-    class Shots(CalibrationDataReader):  # type: ignore[misc] # untyped package
-        def __init__(self) -> None:
-            self._batches: Iterator[U8Array] = iter(
-                np.array_split(calibration_dets, -(-len(calibration_dets) // _CALIBRATION_BATCH))
-            )
-
-        def get_next(self) -> dict[str, U8Array] | None:
-            batch = next(self._batches, None)
-            return None if batch is None else {INPUT: np.ascontiguousarray(batch)}
-
     with tempfile.TemporaryDirectory(prefix="hil-int8-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         level = logging.root.level
-        logging.root.setLevel(
-            logging.ERROR
-        )  # it advises a pre-processing that changes nothing here
+        # It advises a pre-processing that changes nothing here.
+        logging.root.setLevel(logging.ERROR)
         try:
             target = Path(folder) / "int8.onnx"
             quantize_static(
                 onnx.load_model_from_string(onnx_bytes),
                 target,
-                Shots(),
+                _reader(calibration_dets),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=["Conv"],
                 per_channel=True,
@@ -88,3 +73,20 @@ def quantize_int8(onnx_bytes: bytes, calibration_dets: U8Array) -> bytes:
     onnx.helper.set_model_props(model, info_as_metadata(replace(info, precision="int8")))
     data: bytes = model.SerializeToString(deterministic=True)
     return data
+
+
+def _reader(dets: U8Array) -> Any:  # noqa: ANN401 - untyped package
+    """Shots in small batches, as the package wants to be given them."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Shots(CalibrationDataReader):  # type: ignore[misc] # untyped package
+        def __init__(self) -> None:
+            self._batches: Iterator[U8Array] = iter(
+                np.array_split(dets, -(-len(dets) // _CALIBRATION_BATCH))
+            )
+
+        def get_next(self) -> dict[str, U8Array] | None:
+            batch = next(self._batches, None)
+            return None if batch is None else {INPUT: np.ascontiguousarray(batch)}
+
+    return Shots()

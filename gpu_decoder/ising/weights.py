@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from gpu_decoder.files import write_whole
 from gpu_decoder.ising.network import MODEL_VERSION, Architecture, F32Array, architecture
 
 QuantFormat: TypeAlias = Literal["fp16", "fp32"]
@@ -129,6 +129,7 @@ def save_weights(path: str | Path, weights: Weights) -> str:
 
     Raises:
         WeightsError: a value is not finite in the type of the file.
+        OSError: the file cannot be written.
     """
     path, dtype = Path(path), _DTYPES[weights.quant_format]
     tensors: dict[str, NDArray[np.generic]] = {}
@@ -139,14 +140,7 @@ def save_weights(path: str | Path, weights: Weights) -> str:
     metadata = {**weights.metadata, **describe(weights.architecture, weights.quant_format)}
     _from_tensors(tensors, metadata, "")  # what we could not read, we do not write
     data = _pack(tensors, metadata)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as new:
-        try:
-            new.write(data)
-            new.close()
-            Path(new.name).replace(path)
-        except BaseException:
-            Path(new.name).unlink(missing_ok=True)
-            raise
+    write_whole(path, data)
     return hashlib.sha256(data).hexdigest()
 
 
@@ -203,9 +197,8 @@ def _read_checkpoint(path: Path) -> tuple[Tensors, dict[str, str]]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises what it likes for a bad or hostile file
-        raise WeightsError(
-            f"not a checkpoint that loads as plain weights: {str(error).splitlines()[0]}"
-        ) from error
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise WeightsError(f"not a checkpoint that loads as plain weights: {what}") from error
     for key in ("model_state_dict", "state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]

@@ -12,11 +12,11 @@ import hashlib
 import json
 import os
 import struct
-import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Final
 
+from gpu_decoder.files import write_whole
 from gpu_decoder.protocol import Reason
 from gpu_decoder.runtime.protocol import EngineError
 
@@ -98,16 +98,7 @@ class EngineCache:
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self.path(key)
-        descriptor, name = tempfile.mkstemp(dir=self.folder, suffix=".part")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(encode(key, plan))
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_whole(path, encode(key, plan))
         return path
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from gpu_decoder.ising.onnx_model import read_info
 from gpu_decoder.protocol import Backend, Precision, Reason, U8Array
-from gpu_decoder.runtime.protocol import EngineError, RuntimeUnavailable, check_input
+from gpu_decoder.runtime.protocol import EngineError, RuntimeUnavailable, check_held, check_input
 
 _HINTS: Final = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.INT8: "f32"}
 """INFERENCE_PRECISION_HINT: what the operations without quantisation compute in."""
@@ -34,8 +34,8 @@ class OpenVinoRuntime:
     Raises:
         RuntimeUnavailable: OpenVINO is not installed.
         ModelMismatchError: no model of ours.
-        EngineError: ``ENGINE_MISMATCH``, the model cannot be loaded, or would execute in another
-            precision.
+        EngineError: ``ENGINE_MISMATCH``, the model cannot be loaded, holds another precision or
+            would execute in another one.
     """
 
     def __init__(
@@ -46,7 +46,9 @@ class OpenVinoRuntime:
                 f"{precision.name} was asked of OpenVINO on the CPU, allowed: FP32, BF16, INT8",
                 Reason.ENGINE_MISMATCH,
             )
-        self._n_inputs = read_info(onnx_bytes).n_detectors
+        info = read_info(onnx_bytes)
+        check_held(info.precision, precision)
+        self._n_inputs = info.n_detectors
         version = str(import_openvino().__version__)
         try:
             compiled = compile_on_cpu(onnx_bytes, precision, threads)

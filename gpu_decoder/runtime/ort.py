@@ -11,7 +11,7 @@ import numpy as np
 
 from gpu_decoder.ising.onnx_model import INPUT, read_info
 from gpu_decoder.protocol import Backend, Precision, Reason, U8Array
-from gpu_decoder.runtime.protocol import EngineError, check_input
+from gpu_decoder.runtime.protocol import EngineError, check_held, check_input
 
 
 class OrtRuntime:
@@ -27,8 +27,8 @@ class OrtRuntime:
 
     Raises:
         ModelMismatchError: no model of ours.
-        EngineError: ``ENGINE_MISMATCH``, the model cannot be loaded, or would execute in another
-            precision.
+        EngineError: ``ENGINE_MISMATCH``, the model cannot be loaded, holds another precision or
+            would execute in another one.
     """
 
     def __init__(
@@ -42,7 +42,9 @@ class OrtRuntime:
                 "convolutions and would compute in FP32; allowed: FP32, INT8",
                 Reason.ENGINE_MISMATCH,
             )
-        self._n_inputs = read_info(onnx_bytes).n_detectors
+        info = read_info(onnx_bytes)
+        check_held(info.precision, precision)
+        self._n_inputs = info.n_detectors
         with tempfile.TemporaryDirectory(prefix="hil-ort-") as folder:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads

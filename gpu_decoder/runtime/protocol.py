@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from gpu_decoder.protocol import Backend, Precision, Reason, U8Array
+
+_MAY_EXECUTE: Final = {
+    "fp32": (Precision.FP32, Precision.TF32, Precision.BF16), "fp16": (Precision.FP16,),
+    "int8": (Precision.INT8,), "fp8": (Precision.FP8,),
+}  # fmt: skip
+"""Number format of a model file -> what a runtime may be asked to execute it in."""
 
 
 class RuntimeUnavailable(RuntimeError):  # noqa: N818 - a state of the machine, not a fault
@@ -77,4 +83,24 @@ def check_input(dets: U8Array, n_inputs: int) -> None:
         raise ValueError(
             f"dets is {dets.dtype} {list(dets.shape)}, {order}; "
             f"allowed: uint8 [n, {n_inputs}], n >= 1, C-contiguous"
+        )
+
+
+def check_held(held: str, asked: Precision) -> None:
+    """Refuse a model file of another number format than was asked for.
+
+    Its numbers are rounded already: a runtime that computes them in float32 would report FP32 and
+    answer otherwise than an fp32 model.
+
+    Args:
+        held: precision that the file states, such as "fp16".
+        asked: requested precision.
+
+    Raises:
+        EngineError: ``ENGINE_MISMATCH``, names both sides.
+    """
+    if asked not in _MAY_EXECUTE[held]:
+        raise EngineError(
+            f"{asked.name} was asked for, but the model holds {held.upper()}",
+            Reason.ENGINE_MISMATCH,
         )

@@ -183,7 +183,7 @@ MEMBERS: Final[dict[str, tuple[str, ...]]] = {
     "DataType": ("FLOAT", "HALF", "BF16", "INT8", "FP8", "UINT8"),
     "LayerType": ("CONVOLUTION", "DEQUANTIZE"),
     "TensorIOMode": ("INPUT", "OUTPUT"),
-    "ILogger": ("log", "ERROR", "WARNING"),
+    "ILogger": ("log", "INTERNAL_ERROR", "ERROR", "WARNING"),
 }
 """Enumeration or base class of either module -> the members that are used."""
 

@@ -13,15 +13,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from gpu_decoder.ising.circuit import memory_circuit
 from gpu_decoder.ising.geometry import geometry
+from gpu_decoder.ising.logits import bare_network
 from gpu_decoder.ising.network import architecture
 from gpu_decoder.ising.noise import Ising25
-from gpu_decoder.ising.onnx_model import build_network_onnx, build_onnx, read_info
+from gpu_decoder.ising.onnx_model import build_onnx, read_info
 from gpu_decoder.ising.pipeline import IsingDecoder
 from gpu_decoder.ising.predecoder import NetworkPredecoder
 from gpu_decoder.ising.tensors import Layout
@@ -88,7 +89,7 @@ def _row(distance: int, weights: Weights, backend: Backend, repeats: int) -> Pre
     runtime = build_runtime(backend, model, Precision.FP32)
     decoder = IsingDecoder(str(dem), NetworkPredecoder(runtime, read_info(model), layout))
     one, grid = dets[:1].copy(), layout.network_input(dets[:1])
-    bare = _BARE[backend](build_network_onnx(weights, layout))
+    bare = bare_network(weights, layout, backend)
     single: dict[str, Callable[[], object]] = {
         "graph": lambda: runtime.run(one),
         "network": lambda: bare(grid),
@@ -139,25 +140,6 @@ def _random(model_id: str) -> Weights:
         for shape in net.shapes
     )
     return Weights(net, layers, "fp32")
-
-
-def _bare_ort(model: bytes) -> Callable[[Any], object]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda grid: session.run(None, {"grid": grid})
-
-
-def _bare_openvino(model: bytes) -> Callable[[Any], object]:
-    from gpu_decoder.runtime.openvino import compile_on_cpu
-
-    request = compile_on_cpu(model, Precision.FP32, threads=1).create_infer_request()
-    return lambda grid: request.infer([grid], share_inputs=True)
-
-
-_BARE = {Backend.ORT_CPU: _bare_ort, Backend.OPENVINO: _bare_openvino}
 
 
 def as_data(rows: Sequence[PredecoderRow], backend: str) -> dict[str, object]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from gpu_decoder.files import write_whole
 from gpu_decoder.ising.circuit import memory_circuit
 from gpu_decoder.ising.geometry import Basis, geometry
 from gpu_decoder.ising.noise import Ising25
@@ -80,26 +79,11 @@ def export_onnx(
         circuit = memory_circuit(layout.geometry, rounds, basis, Ising25.from_p(CALIBRATION_P))
         sampler = circuit.compile_detector_sampler(seed=0)
         data = quantize_int8(data, sampler.sample(CALIBRATION_SHOTS).astype(np.uint8))
-    _write(out, data)
-    return read_info(data)
-
-
-def _write(out: Path, data: bytes) -> None:
     try:
-        with tempfile.NamedTemporaryFile(
-            dir=out.parent, prefix=f".{out.name}.", delete=False
-        ) as new:
-            try:
-                new.write(data)
-                new.flush()
-                os.fsync(new.fileno())
-                Path(new.name).chmod(0o644)
-                Path(new.name).replace(out)
-            except BaseException:
-                Path(new.name).unlink(missing_ok=True)
-                raise
+        write_whole(out, data)
     except OSError as error:
         raise HilError("cannot be written", where=str(out), got=str(error.strerror)) from error
+    return read_info(data)
 
 
 def file_facts(name_or_path: str) -> dict[str, object]:

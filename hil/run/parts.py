@@ -96,7 +96,7 @@ def _built(
         ) from error
     except (ValueError, EngineError) as error:
         raise DecoderError(
-            "the decoder cannot be built", where=where, got=name, fix=str(error)
+            f"the decoder {name} cannot be built", where=where, got=str(error)
         ) from error
 
 

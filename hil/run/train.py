@@ -77,8 +77,8 @@ def train(
 
     Raises:
         MissingExtraError: torch is not installed.
-        UsageError: the folder holds the checkpoint of another configuration.
-        RigError: the folder cannot be written.
+        UsageError: the folder holds a checkpoint that is damaged or of another configuration.
+        RigError: the folder cannot be written, or loss or weights are no longer finite.
     """
     try:
         import torch
@@ -88,7 +88,8 @@ def train(
             got="not installed",
             fix="install the extra: pip install 'hil[train]'",
         ) from error
-    from gpu_decoder.ising.training.loop import Training
+    from gpu_decoder.ising.training.loop import CheckpointError, Training
+    from gpu_decoder.ising.weights import WeightsError
 
     try:
         training = Training(config, folder)
@@ -96,8 +97,13 @@ def train(
         if training.step < config.steps:
             return Trained(None, training.step, config.steps, interrupt.name)
         path = _write(training, folder, {**software(), "torch": torch.__version__})
-    except ValueError as error:
+    except CheckpointError as error:
         raise UsageError(str(error), where=str(folder)) from error
+    except (FloatingPointError, WeightsError) as error:
+        raise RigError(
+            "training has diverged", where=str(folder), got=str(error),
+            fix="lower learning_rate; the same command goes on from the last checkpoint",
+        ) from error  # fmt: skip
     except OSError as error:
         raise RigError(
             "training cannot be written", where=str(folder), got=error.strerror or str(error)

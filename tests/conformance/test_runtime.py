@@ -20,6 +20,7 @@ from gpu_decoder.ising.geometry import ORIENTATIONS, Basis, geometry
 from gpu_decoder.ising.network import architecture, forward
 from gpu_decoder.ising.onnx_model import ModelMismatchError, build_network_onnx, build_onnx
 from gpu_decoder.ising.quantize import quantize_int8
+from gpu_decoder.ising.quantize_fp8 import quantize_fp8
 from gpu_decoder.ising.tensors import Layout, threshold
 from gpu_decoder.ising.weights import Weights, load_weights
 from gpu_decoder.protocol import Backend, Precision, Reason, U8Array
@@ -288,6 +289,23 @@ def test_a_model_of_another_precision_is_refused(
 ) -> None:
     with pytest.raises(EngineError, match=f"{asked.name}.*{given.name}") as raised:
         build_runtime(backend, model(given), asked)
+    assert raised.value.reason == Reason.ENGINE_MISMATCH
+
+
+@pytest.mark.parametrize(("backend", "precision"), FULL)
+@pytest.mark.parametrize("held", ["fp16", "fp8"])
+def test_a_rounded_model_does_not_pass_for_fp32(
+    backend: Backend, precision: Precision, held: str
+) -> None:
+    """A CPU would convolve its rounded numbers in float32 and report FP32."""
+    plain = build_onnx(weights(), LAYOUT)
+    data = (
+        build_onnx(weights(), LAYOUT, precision="fp16")
+        if held == "fp16"
+        else quantize_fp8(plain, recorded()["dets"])
+    )
+    with pytest.raises(EngineError, match=f"FP32.*the model holds {held.upper()}") as raised:
+        build_runtime(backend, data, precision)
     assert raised.value.reason == Reason.ENGINE_MISMATCH
 
 

@@ -35,7 +35,7 @@ def damaged(data: bytes, edits: list[tuple[int, int]], end: int | None) -> bytes
     return bytes(spoiled[:end])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(EDITS, st.none() | st.integers(0, 35_000))
 def test_damaged_weights(edits: list[tuple[int, int]], end: int | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +61,7 @@ def _model() -> bytes:
     return build_onnx(load_weights(FILE), Layout(geometry(3, "XV"), 2, "X"))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_damaged_models(data: st.DataObject) -> None:
     whole = _model()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +166,13 @@ def test_stored_thresholds_come_back(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exists already"):
         store_threshold(tmp_path / "new.safetensors", 1.0, Path(path))
     assert store_threshold(Path(path), 2.0, Path(path)) == load_weights(path).sha256  # in place
-    for weights, orientation in (("nothing", "XV"), (path, "XW")):
-        with pytest.raises(UsageError, match="nothing to put to the trial"):
+    known = str(tmp_path / "known.safetensors")
+    save_weights(known, replace(loaded, metadata={**loaded.metadata, "orientation": "XV"}))
+    for weights, orientation, what in (
+        ("nothing", "XV", "no weights"), (path, "XW", "allowed: XV"),
+        (known, "ZH", "trained on orientation XV, the circuit has ZH"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=f"(?s)nothing to put to the trial.*{what}"):
             subject(weights, {CHAIN: (None, None)}, orientation=orientation)
     assert subject(path, {CHAIN: (None, None)}).backend == Backend.ORT_CPU
 

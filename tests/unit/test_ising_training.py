@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -83,14 +84,64 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("torch")
+def test_a_killed_run_forgets_rows_behind_its_checkpoint(tmp_path: Path) -> None:
+    from gpu_decoder.ising.training.loop import Training
+
+    config = TrainingConfig.model_validate(SMALL)
+    killed = Training(config, tmp_path)
+
+    def kill(row: object) -> None:
+        if killed.step == 8:  # the checkpoint is of step 5
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        killed.run(kill, lambda: False)
+    log = tmp_path / "log.jsonl"
+    assert _steps(log) == [2, 4, 6, 8]
+    with log.open("a") as file:
+        file.write('{"step": 1')  # cut by the kill
+    again = Training(config, tmp_path)
+    assert again.step == 5
+    assert _steps(log) == [2, 4]
+    again.run(lambda _: None, lambda: False)
+    assert _steps(log) == [2, 4, 6, 8, 10, 12]
+
+
+def _steps(log: Path) -> list[int]:
+    return [json.loads(row)["step"] for row in log.read_text().splitlines()]
+
+
+@pytest.mark.needs("torch")
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    import torch
+
+    from gpu_decoder.ising.training.loop import Training
+
+    training = Training(TrainingConfig.model_validate(SMALL), tmp_path)
+    training.run(lambda _: None, lambda: training.step == 2)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with torch.no_grad():
+        next(training._module.parameters()).fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="step 3: loss nan"):
+        training.run(lambda _: None, lambda: False)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.needs("torch")
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
     from gpu_decoder.ising.training.loop import Training
 
     config = TrainingConfig.model_validate(SMALL | {"steps": 1})
     Training(config, tmp_path).run(lambda _: None, lambda: False)
     Training(TrainingConfig.model_validate(SMALL | {"steps": 3}), tmp_path)  # longer is allowed
+    path = tmp_path / "checkpoint.pt"
+    whole = path.read_bytes()
     with pytest.raises(ValueError, match="seed is 6, was 5"):
         Training(TrainingConfig.model_validate(SMALL | {"seed": 6}), tmp_path)
+    for damaged in (b"", whole[:-100], b"not a checkpoint"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged .*: remove it"):
+            Training(config, tmp_path)
 
 
 @pytest.mark.needs("torch")

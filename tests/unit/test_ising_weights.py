@@ -227,8 +227,8 @@ def test_model_says_what_it_was_built_for() -> None:
         (Layout(geometry(5, "XV"), 5, "X"), (0.0, 0.0), "basis: model Z, circuit X"),
         (Layout(geometry(5, "O2"), 5, "Z"), (0.0, 0.0), "orientation: model XV, circuit XH"),
         (Layout(geometry(5, "XV"), 5, "Z", True), (0.0, 0.0), "keep_last: model False, .* True"),
-        (LAYOUT, (1.0, 0.0), "threshold_data: model 0.0, circuit 1.0"),
-        (LAYOUT, (0.0, 2.0), "threshold_syndrome: model 0.0, circuit 2.0"),
+        (LAYOUT, (1.0, 0.0), "threshold_data: model 0.0, asked 1.0"),
+        (LAYOUT, (0.0, 2.0), "threshold_syndrome: model 0.0, asked 2.0"),
         (
             Layout(geometry(3, "XV"), 4, "Z"), (0.0, 0.0),
             "distance: model 5, circuit 3; rounds: model 5, circuit 4",
@@ -266,6 +266,7 @@ def stored(key: str, value: str) -> Callable[[Any], None]:
         (lambda m: m.ClearField("metadata_props"), r"without the metadata hil\.distance, "),
         (stored("distance", "7"), r"input .*120.*but d = 7, T = 5 give .*240"),
         (stored("rounds", "many"), "metadata cannot be read"),
+        (stored("precision", "fp4"), "metadata precision 'fp4', allowed: fp32, fp16, int8, fp8"),
         (stored("version", "2"), "metadata version '2', allowed: '1'"),
         (lambda m: setattr(m.graph.input[0], "name", "x"), "input .*'x'"),
         (

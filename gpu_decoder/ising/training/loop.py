@@ -9,6 +9,7 @@ would have seen.
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpu_decoder.files import write_whole
 from gpu_decoder.ising.geometry import Basis, geometry
 from gpu_decoder.ising.tensors import Layout
 from gpu_decoder.ising.training.config import TrainingConfig
@@ -117,6 +119,10 @@ def build_network(filters: tuple[int, ...], kernels: tuple[int, ...]) -> nn.Modu
     return module
 
 
+class CheckpointError(ValueError):
+    """A folder holds a checkpoint that this run cannot go on from; the message says why."""
+
+
 class Training:
     """A training run in a folder: checkpoint and log; an interrupted one goes on.
 
@@ -125,7 +131,8 @@ class Training:
         folder: where checkpoint and log lie; made if absent.
 
     Raises:
-        ValueError: the folder holds a checkpoint of another configuration.
+        CheckpointError: the folder holds a checkpoint that is damaged or of another configuration.
+        OSError: the folder cannot be written.
     """
 
     def __init__(self, config: TrainingConfig, folder: Path) -> None:
@@ -152,6 +159,10 @@ class Training:
         Args:
             report: gets a row every ``log_every`` steps.
             until: asked before each step; true ends the run.
+
+        Raises:
+            FloatingPointError: loss or gradient is not finite; the last checkpoint is kept.
+            OSError: checkpoint or log cannot be written.
         """
         batches, losses = Batches(self.config), []
         began, before = time.monotonic(), self.seconds
@@ -193,7 +204,11 @@ class Training:
         )
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._module.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self._module.parameters(), 1.0)
+        if not torch.isfinite(norm):  # nor is it where the loss is not
+            raise FloatingPointError(
+                f"step {self.step + 1}: loss {loss.item()}, norm of its gradient {norm.item()}"
+            )
         self._optimiser.step()
         self.step += 1
         self.shots += len(inputs)
@@ -233,13 +248,30 @@ class Training:
     def _load(self) -> None:
         import torch
 
-        state = torch.load(self.folder / CHECKPOINT, weights_only=True)
-        _demand_same(self.config, TrainingConfig.model_validate_json(state["config"]))
-        self._module.load_state_dict(state["model"])
-        self._average = state["average"]
-        self._optimiser.load_state_dict(state["optimiser"])
-        self.step, self.shots = state["step"], state["shots"]
-        self.seconds = state["seconds"]
+        path = self.folder / CHECKPOINT
+        data = io.BytesIO(path.read_bytes())
+        try:
+            state = torch.load(data, weights_only=True)
+            _demand_same(self.config, TrainingConfig.model_validate_json(state["config"]))
+            self._module.load_state_dict(state["model"])
+            self._average = state["average"]
+            self._optimiser.load_state_dict(state["optimiser"])
+            self.step, self.shots = state["step"], state["shots"]
+            self.seconds = state["seconds"]
+        except CheckpointError:
+            raise
+        except Exception as error:  # torch raises what it likes for a damaged file
+            what = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise CheckpointError(f"{path} is damaged ({what}): remove it to begin anew") from error
+        self._forget_rows()
+
+    def _forget_rows(self) -> None:
+        """Drop rows of the log behind the checkpoint: their steps are taken again."""
+        log = self.folder / LOG
+        if log.exists():
+            rows = log.read_text().splitlines(keepends=True)
+            kept = [row for row in rows if row.endswith("\n") and _step(row) <= self.step]
+            write_whole(log, "".join(kept).encode())
 
 
 SCHEDULE = frozenset(
@@ -248,12 +280,16 @@ SCHEDULE = frozenset(
 """Fields that a resumed run may change: how long and how fast, never what is learnt."""
 
 
+def _step(row: str) -> int:
+    return int(json.loads(row)["step"])
+
+
 def _demand_same(now: TrainingConfig, then: TrainingConfig) -> None:
     exclude = set(SCHEDULE)
     a, b = now.model_dump(exclude=exclude), then.model_dump(exclude=exclude)
     for key in a:
         if a[key] != b[key]:
-            raise ValueError(
+            raise CheckpointError(
                 f"the folder holds a checkpoint of another configuration: {key} is {a[key]!r}, "
                 f"was {b[key]!r}; choose another folder, or restore {key}"
             )

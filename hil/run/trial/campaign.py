@@ -135,17 +135,8 @@ def run_campaign(
     """
     folder = work / plan.purpose
     folder.mkdir(parents=True, exist_ok=True)
-    ledgers = {c: Ledger(folder / f"{c.name}.json", plan.identity(c)) for c in plan.shots}
     blocks = {cell: _blocks(shots) for cell, shots in plan.shots.items()}
-    for cell, ledger in ledgers.items():
-        extra = ledger.done - set(range(len(blocks[cell])))
-        if extra or ledger.tally.shots != sum(blocks[cell][k] for k in ledger.done):
-            raise RigError(
-                "the ledger holds other shots than asked for", where=str(folder / cell.name),
-                got=str(ledger.tally.shots),
-                allowed=f"whole blocks of {BLOCK}, at most {plan.shots[cell]}",
-                fix="ask for as many shots as before, or name another --work folder",
-            )  # fmt: skip
+    ledgers = _ledgers(plan, folder, blocks)
     todo = [
         (cell, k)
         for cell in sorted(plan.shots, key=lambda c: (-c.work, c.name))
@@ -187,6 +178,21 @@ def run_campaign(
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     return {cell: ledger.tally for cell, ledger in ledgers.items()}
+
+
+def _ledgers(plan: Plan, folder: Path, blocks: Mapping[Cell, list[int]]) -> dict[Cell, Ledger]:
+    """What is counted already, of exactly these blocks."""
+    ledgers = {c: Ledger(folder / f"{c.name}.json", plan.identity(c)) for c in plan.shots}
+    for cell, ledger in ledgers.items():
+        extra = ledger.done - set(range(len(blocks[cell])))
+        if extra or ledger.tally.shots != sum(blocks[cell][k] for k in ledger.done):
+            raise RigError(
+                "the ledger holds other shots than asked for", where=str(folder / cell.name),
+                got=str(ledger.tally.shots),
+                allowed=f"whole blocks of {BLOCK}, at most {plan.shots[cell]}",
+                fix="ask for as many shots as before, or name another --work folder",
+            )  # fmt: skip
+    return ledgers
 
 
 def _blocks(shots: int) -> list[int]:

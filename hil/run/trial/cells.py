@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 from gpu_decoder.ising.circuit import memory_circuit
 from gpu_decoder.ising.geometry import Basis, geometry
 from gpu_decoder.ising.noise import Ising25, IsingScalar
+from gpu_decoder.ising.onnx_model import check_orientation
 from gpu_decoder.ising.tensors import Layout
 from gpu_decoder.ising.weights import find_weights, load_weights
 from gpu_decoder.protocol import Backend
@@ -134,7 +135,8 @@ def subject(
         backend: runtime.
 
     Raises:
-        UsageError: the weights cannot be used, or there is no such orientation.
+        UsageError: the weights cannot be used, there is no such orientation, or they were
+            trained on another one.
     """
     try:
         path = find_weights(weights)
@@ -145,6 +147,7 @@ def subject(
             for name, (data, check) in thresholds.items()
         }
         code = geometry(3, orientation)
+        check_orientation(loaded, Layout(code, 2, "X"))
     except ValueError as error:
         raise UsageError("nothing to put to the trial", got=str(error)) from error
     digest = hashlib.sha256()
