@@ -166,7 +166,7 @@ def test_stored_thresholds_come_back(tmp_path: Path) -> None:
         store_threshold(tmp_path / "new.safetensors", 1.0, Path(path))
     assert store_threshold(Path(path), 2.0, Path(path)) == load_weights(path).sha256  # in place
     for weights, orientation in (("nothing", "XV"), (path, "XW")):
-        with pytest.raises(UsageError, match="nothing to put to the trial"):
+        with pytest.raises(UsageError, match="these weights cannot be judged"):
             subject(weights, {CHAIN: (None, None)}, orientation=orientation)
     assert subject(path, {CHAIN: (None, None)}).backend == Backend.ORT_CPU
 
