@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -135,13 +136,13 @@ def _show(rows: list[Row]) -> None:
             "met" if row.density_ratio >= DENSITY_GOAL else "NOT met",
             f"/{tally.matching_ns / max(1, chain.matching_ns):.2f}",
         ))  # fmt: skip
-    _table(("error rates of", "shots", "plain", "network", "<= 95 %", "verdict", "network"),
+    _table(("error rates of", "shots", "plain", "network", "excess <=", "verdict", "McNemar"),
            accuracy)  # fmt: skip
     _table(("fired detectors of", "a shot", "network", "pair rule", "ratio",
             f">= {DENSITY_GOAL}", "matching"), work)  # fmt: skip
 
 
-def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
