@@ -197,8 +197,10 @@ def _read_checkpoint(path: Path) -> tuple[Tensors, dict[str, str]]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises what it likes for a bad or hostile file
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise WeightsError(f"not a checkpoint that loads as plain weights: {what}") from error
+        said = str(error).partition("\n")[0].partition(". ")[0]  # then torch advises unsafe loading
+        raise WeightsError(
+            f"not a checkpoint that loads as plain weights: {said or type(error).__name__}"
+        ) from error
     for key in ("model_state_dict", "state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]

@@ -75,8 +75,9 @@ def predecoder(
         str, typer.Option(help="Weights file or shipped name.  [default: random values]")
     ] = "",
     model_id: Annotated[str, typer.Option(help="Architecture of the random weights.")] = "hil-48x6",
-    backend: Annotated[
-        Literal["ort_cpu", "openvino"], typer.Option(help="Runtime, fp32, one thread.")
+    runtime: Annotated[
+        Literal["ort_cpu", "openvino"],
+        typer.Option(help="Runtime of the network, fp32, one thread."),
     ] = "ort_cpu",
     repeats: Annotated[int, typer.Option(min=1, help="Alternations; the median counts.")] = 15,
     distance: Annotated[
@@ -95,7 +96,7 @@ def predecoder(
             distance or DISTANCES,
             weights=weights,
             model_id=model_id,
-            backend=backend,
+            backend=runtime,
             repeats=repeats,
         )
     except ValueError as error:
@@ -103,21 +104,26 @@ def predecoder(
     except RuntimeUnavailable as error:
         raise DecoderError(str(error)) from error
     if json:
-        typer.echo(dumps(as_data(rows, backend), indent=2))
+        typer.echo(dumps(as_data(rows, runtime), indent=2))
         return
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     what = weights or model_id
-    table = Table(title=f"{what} on {backend} fp32, one thread, us of processor time per shot")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"{what} on {runtime} fp32, one thread, us of processor time per shot",
+        caption=f"gain: one shot per call / batch of {BATCH}; decoder: network and matching",
+    )
     for name in (
-        "d", "whole graph", "network alone", "ratio", f"batch {BATCH}", "gain",
-        "decoder, one", "decoder, batch", "gain",
+        "d", "network alone", "whole graph", "ratio", "graph in batch", "gain",
+        "decoder one", "decoder batch", "gain",
     ):  # fmt: skip
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
-            str(row.distance), f"{row.graph_us:,.0f}", f"{row.network_us:,.0f}",
+            str(row.distance), f"{row.network_us:,.0f}", f"{row.graph_us:,.0f}",
             f"{row.ratio:.2f}", f"{row.batch_us:,.0f}", f"{row.gain:.2f}",
             f"{row.decoder_us:,.0f}", f"{row.decoder_batch_us:,.0f}", f"{row.gain_decoder:.2f}",
         )  # fmt: skip

@@ -85,6 +85,6 @@ def info(
         return
     for key, value in facts.items():
         lines = value.items() if isinstance(value, dict) else ()
-        typer.echo(f"{key:<20}{'' if lines else value}".rstrip())
+        typer.echo(f"{key:<20}{'' if lines else '-' if value == '' else value}".rstrip())
         for inner, text in lines:
             typer.echo(f"  {inner:<18}{text}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,9 +16,15 @@ def judge(
     weights: Annotated[str, typer.Argument(help="Weights file, or a shipped name.")],
     cells: Annotated[
         list[str] | None,
-        typer.Option(help="Only cells of this name, * allowed: 'ising25-d5-*'. Repeatable."),
+        typer.Option(
+            help="Only cells of this name, * allowed: 'ising25-d5-*'; repeatable.  "
+            "[default: all 24]"
+        ),
     ] = None,
-    shots: Annotated[int | None, typer.Option(min=1, help="Shots of each cell.")] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(min=1, help="Shots of each cell.  [default: 200,000 to 600,000 by cell]"),
+    ] = None,
     scale: Annotated[
         float, typer.Option(min=1e-6, max=100.0, help="Share of each cell's own number of shots.")
     ] = 1.0,
@@ -31,15 +38,20 @@ def judge(
     processes: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all shots.")] = 0,
     work: Annotated[
-        Path | None, typer.Option(help="Folder of the counts; an interrupted trial goes on there.")
+        Path | None,
+        typer.Option(
+            help="Folder of the counts; an interrupted trial goes on there.  "
+            "[default: runs/trial-HASH]"
+        ),
     ] = None,
     store: Annotated[
         Path | None, typer.Option(help="With --choose: write the weights with the threshold here.")
     ] = None,
+    residual: Annotated[
+        Literal["compatible", "keep_last"],
+        typer.Option(help="Last round of the other basis: dropped as the reference does, or kept."),
+    ] = "compatible",
     *,
-    keep_last: Annotated[
-        bool, typer.Option("--keep-last", help="Keep detectors that the reference drops.")
-    ] = False,
     choose: Annotated[
         bool, typer.Option("--choose", help="Choose a threshold, on shots of its own.")
     ] = False,
@@ -65,7 +77,7 @@ def judge(
         else {trial.CHAIN: (threshold, threshold)}
     )
     tested = subject(
-        weights, grid, orientation=orientation, keep_last=keep_last,
+        weights, grid, orientation=orientation, keep_last=residual == "keep_last",
         backend=Backend[runtime.upper()],
     )  # fmt: skip
     purpose = "choose" if choose else "judge"
@@ -91,15 +103,61 @@ def judge(
 def _judge(rows: list[Row], *, as_json: bool) -> None:
     from json import dumps
 
-    from hil.run.trial.result import accuracy_table, work_table, worst
+    from hil.run.trial.result import worst
     from hil.verdict.judge import Verdict
 
     verdict = worst(rows)
     if as_json:
         typer.echo(dumps({"verdict": verdict, "cells": [_data(row) for row in rows]}, indent=2))
     else:
-        typer.echo(f"{accuracy_table(rows)}\n{work_table(rows)}\nverdict: {verdict}")
+        _show(rows)
+        typer.echo(f"verdict: {verdict}")
     raise typer.Exit({Verdict.PASS: 0, Verdict.FAIL: 1}.get(verdict, 4))
+
+
+def _show(rows: list[Row]) -> None:
+    """Two tables of 80 columns: error rates, work left to the matcher; the rest is in --json."""
+    from hil.run.trial.cells import PAIR_RULE
+    from hil.run.trial.result import DENSITY_GOAL
+
+    accuracy, work = [], []
+    for row in rows:
+        cell, tally = row.cell.name, row.tally
+        chain, rule = tally.chains[row.name], tally.chains[PAIR_RULE]
+        accuracy.append((
+            cell, f"{tally.shots:,}", f"{tally.plain / tally.shots:.3g}",
+            f"{chain.failures / tally.shots:.3g}", f"{100 * row.upper:+.1f} %", row.verdict,
+            row.compared,
+        ))  # fmt: skip
+        work.append((
+            cell, f"{tally.events / tally.shots:.2f}",
+            f"/{tally.events / max(1, chain.events):.2f}",
+            f"/{tally.events / max(1, rule.events):.2f}", f"{row.density_ratio:.2f}",
+            "met" if row.density_ratio >= DENSITY_GOAL else "NOT met",
+            f"/{tally.matching_ns / max(1, chain.matching_ns):.2f}",
+        ))  # fmt: skip
+    _table(("error rates of", "shots", "plain", "network", "excess <=", "verdict", "McNemar"),
+           accuracy)  # fmt: skip
+    _table(("fired detectors of", "a shot", "network", "pair rule", "ratio",
+            f">= {DENSITY_GOAL}", "matching"), work)  # fmt: skip
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        *columns, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0)
+    )
+    for k, column in enumerate(table.columns):
+        column.justify, column.no_wrap = ("right" if k else "left"), k == 0
+        column.overflow = "fold"
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print()
 
 
 def _data(row: Row) -> dict[str, Any]:
@@ -119,7 +177,6 @@ def _choose(tallies: Any, weights: Path, store: Path | None, *, as_json: bool) -
     from json import dumps
 
     from hil.run.trial import run as trial
-    from hil.run.trial.result import choice_table
 
     found, best = trial.chosen(tallies)
     stored = ""
@@ -128,7 +185,15 @@ def _choose(tallies: Any, weights: Path, store: Path | None, *, as_json: bool) -
     if as_json:
         typer.echo(dumps({"threshold": best, "stored_sha256": stored or None}, indent=2))
     else:
-        typer.echo(choice_table(found))
+        keys = [f"d{d} p{p:g}" for d, p in found[0].upper]
+        _table(
+            ("threshold", *keys, "density", "allowed"),
+            [
+                (c.name, *(f"{100 * u:+.1f}%" for u in c.upper.values()), f"/{c.density:.2f}",
+                 "yes" if c.allowed else "no")
+                for c in found
+            ],
+        )  # fmt: skip
         typer.echo("no threshold suits" if best is None else f"threshold: {best:g}")
         if stored:
             typer.echo(f"stored: {store}, sha256 {stored}")

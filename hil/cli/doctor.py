@@ -69,16 +69,15 @@ def _show_executed(found: Examination, console: Console) -> None:
         console.print(f"executed here: no run is on record ({found.record})\n", soft_wrap=True)
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name in ("executed here", "network", "node", "decoder"):
-        table.add_column(name, overflow="fold")
+    table.add_column("executed here", overflow="fold")
     for name in ("runs", "pass"):
         table.add_column(name, justify="right")
     table.add_column("last", overflow="fold")
     for entry in found.executed:
         ran = entry.last
-        last = f"{ran.date[:10]} {ran.verdict} ({ran.scenario}, hil {ran.version})"
-        decoder = f"{ran.predecoder}; {ran.primary}" if ran.predecoder else ran.primary
-        table.add_row(ran.level, ran.network, ran.node, decoder,
-                      str(entry.runs), str(entry.passed), last)  # fmt: skip
+        last = f"{ran.date[:10]} {ran.verdict}\n{ran.scenario}, hil {ran.version}"
+        decoder = f"{ran.predecoder}, then {ran.primary}" if ran.predecoder else ran.primary
+        what = f"{ran.level}: {ran.network}, {ran.node}\n{decoder}"
+        table.add_row(what, str(entry.runs), str(entry.passed), last)
     console.print(table)
     console.print()

@@ -33,12 +33,11 @@ class Executed:
 
 @dataclass(frozen=True, slots=True)
 class FaultRow:
-    """One injected fault: ``what`` says kind, target and size, ``seen`` what noticed it."""
+    """One injected fault: ``what`` says kind, target and size."""
 
     id: str
     what: str
     when: str
-    seen: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ def _parts(document: Document, width: int) -> list[RenderableType]:
     if document.hops:
         parts += ["", _hops(document, width)]
     parts += ["", _figures(document, width), _counts_line(document)]
-    parts += [Text(label, style="dim") for label in document.labels]
+    parts += [Text(line, style="dim") for line in (*_decoded_by(document), *document.labels)]
     if document.facts.files:
         parts.append(_files(document))
     return parts
@@ -169,6 +169,13 @@ def _counts_line(document: Document) -> Text:
     if missing:
         parts.append(f"not counted: {', '.join(missing)}")
     return Text(f"counts: {'; '.join(parts) or 'none taken'}")
+
+
+def _decoded_by(document: Document) -> tuple[str, ...]:
+    """What executed, in order; nothing where the runner did not state it."""
+    ran = {row.part: row.executed for row in document.facts.executed}
+    parts = [ran[part] for part in ("pre-decoder", "primary decoder") if part in ran]
+    return (f"decoded by: {', then '.join(parts)}",) if parts else ()
 
 
 def _files(document: Document) -> Text:

@@ -121,6 +121,8 @@ def _executed(rig: Rig) -> tuple[Executed, ...]:
     scenario, profile = rig.loaded.scenario, rig.loaded.profile
     decoder = scenario.system.decoder
     prints = rig.fingerprint
+    behind = f", then {decoder.matcher}" if decoder.predecoder else ""
+    asked = f"{decoder.primary}{behind}"
 
     def ran(role: str) -> str:
         found = prints.get(role)
@@ -132,7 +134,7 @@ def _executed(rig: Rig) -> tuple[Executed, ...]:
         Executed("network", profile.network.backend, profile.network.backend),
         Executed("node", profile.decoder.node, _node_executed(rig)),
         *_predecoder(scenario, prints.get("primary", {})),
-        Executed("primary decoder", decoder.primary, ran("primary")),
+        Executed("primary decoder", asked, ran("primary")),
         Executed("fallback decoder", f"{decoder.fallback.to}, {decoder.fallback.policy}",
                  ran("fallback")),
         Executed("decode time", profile.decoder.time, profile.decoder.time),

@@ -89,14 +89,17 @@ def _built(
         return build_turns(name, dem_texts, sliding=sliding, predecoders=predecoders)
     except RuntimeUnavailable as error:
         raise DecoderError(
-            "the runtime of the pre-decoder is not available on this machine",
-            where="bind.decoder.predecoder",
-            got=predecoders[0].backend.name.lower(),
-            fix=str(error),
+            f"{predecoders[0].backend.name.lower()} is not available on this machine",
+            where="bind.profiles.*.decoder.predecoder",
+            got=str(error),
+            fix="see `hil doctor`, or choose another runtime; nothing takes its place",
         ) from error
     except (ValueError, EngineError) as error:
         raise DecoderError(
-            f"the decoder {name} cannot be built", where=where, got=str(error)
+            f"{'the pre-decoder' if predecoders else name} cannot be built",
+            where=where,
+            got=str(error),
+            fix="`hil decoder info FILE` tells what weights or a model hold" if predecoders else "",
         ) from error
 
 

@@ -45,7 +45,13 @@ class ThresholdSpec(Spec):
             return {
                 key: float(value) if type(value) is int else value for key, value in data.items()
             }
-        return data
+        raise problem(
+            "E203",
+            "wrong type",
+            got=str(data),
+            allowed="a number, or {data: number, syndrome: number}",
+            fix="write for example threshold: 0.5",
+        )
 
 
 class PredecoderSpec(Spec):

@@ -67,6 +67,9 @@ def test_verdicts_are_exit_codes(weights: Path, tmp_path: Path) -> None:
     common = [str(weights), "--cells", CELL, "--work"]
     code, text = run(*common, str(tmp_path / "a"), "--shots", "2000")
     assert (code, "verdict: FAIL" in text) == (1, True)
+    accuracy, work = (line.split() for line in text.splitlines() if line.startswith(CELL))
+    assert (accuracy[1], accuracy[-2:]) == ("2,000", ["FAIL", "worse"])
+    assert len(work) == 8 - (work[5] == "met")
     code, text = run(*common, str(tmp_path / "b"), "--shots", "2500", "--threshold", "2", "--json")
     document = json.loads(text)
     assert (code, document["verdict"]) == (0, "PASS")

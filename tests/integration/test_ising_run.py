@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import stim
 import yaml
+from rich.console import Console
 
 import hil
 from gpu_decoder.build import build_decoder
@@ -28,6 +30,7 @@ from hil.device.circuits import CodeCircuit
 from hil.device.families import build_models
 from hil.device.sampler import BlockCutter, ShotBatch, StimSampler, event_counts
 from hil.errors import DecoderError, TraceError
+from hil.report import terminal
 from hil.run.parts import build_circuits, build_decoders, predecoder_configs
 from hil.run.primary import try_primary
 from hil.run.resume import Earlier
@@ -169,6 +172,9 @@ def test_the_shipped_scenario_passes(scenarios: Path, tmp_path: Path) -> None:
     assert result.verdict.name == "PASS"
     ids = [row.id for row in result.document.expectations]
     assert {"ler", "density", "backend"} <= set(ids)
+    screen = StringIO()
+    terminal.show(result.document, Console(file=screen, width=80))
+    assert "decoded by: isolated_pair, then pymatching" in screen.getvalue()
 
 
 def test_trace_of_a_network(network: Path) -> None:
@@ -292,10 +298,18 @@ def test_a_missing_runtime_ends_before_the_first_shot(
     asked = ("--set", f"{where}.predecoder=tensorrt", "--set", f"{where}.precision=fp16")
     assert run_app(["run", str(network), "--bind", bind, "--out", str(out), *asked]) == 3
     text = capsys.readouterr().err
-    assert "not available on this machine" in text
-    assert "got:     tensorrt" in text
+    assert "tensorrt is not available on this machine" in text
     assert "extra gpu" in text
     assert not out.exists()
+
+
+def test_a_threshold_that_is_no_number_is_told_both_forms(
+    network: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_app(["check", str(network), "--set", "system.decoder.predecoder.threshold=x"]) == 2
+    text = capsys.readouterr().err
+    assert "E203" in text
+    assert "allowed: a number, or {data: number, syndrome: number}" in text
 
 
 def test_bad_weights_end_before_the_first_shot(

@@ -172,7 +172,7 @@ def test_stored_thresholds_come_back(tmp_path: Path) -> None:
         ("nothing", "XV", "no weights"), (path, "XW", "allowed: XV"),
         (known, "ZH", "trained on orientation XV, the circuit has ZH"),
     ):  # fmt: skip
-        with pytest.raises(UsageError, match=f"(?s)nothing to put to the trial.*{what}"):
+        with pytest.raises(UsageError, match=f"(?s)these weights cannot be judged.*{what}"):
             subject(weights, {CHAIN: (None, None)}, orientation=orientation)
     assert subject(path, {CHAIN: (None, None)}).backend == Backend.ORT_CPU
 

@@ -63,7 +63,7 @@ def facts(**changes: object) -> RunFacts:
         "wall_s": 12.3456,
         "workload": (("distance", "5"),),
         "executed": (Executed("rack", "auto", "bulk", "no feedback in this scenario"),),
-        "faults": (FaultRow("slow", "delay 20us on deliver", "shot 0", "latency"),),
+        "faults": (FaultRow("slow", "delay 20us on deliver", "shot 0"),),
         "detectors": (("icrc", 0), ("sequence gap", 3)),
         "evidence": (EvidenceRow("demod", "assumed", "a paper"),),
         "provenance": (("problem_id", "ab" * 32),),

@@ -103,7 +103,15 @@ class Ledger:
         new.replace(self._path)
 
 
-def hours(plan: Plan, processes: int) -> float:
+def duration(seconds: float) -> str:
+    """For people: hours, below one of them minutes, below one of these seconds."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def seconds(plan: Plan, processes: int) -> float:
     """About how long a campaign takes, from a few shots of its smallest cell."""
     cell = min(plan.shots, key=lambda c: c.work)
     bench = CellBench(cell, plan.subject)
@@ -112,7 +120,7 @@ def hours(plan: Plan, processes: int) -> float:
     bench.block(plan.seed, "warm", 1, 64)
     per_cell_of_grid = (time.process_time() - begin) / 64 / cell.work
     total = sum(shots * c.work for c, shots in plan.shots.items())
-    return total * per_cell_of_grid / processes / 3600
+    return total * per_cell_of_grid / processes
 
 
 def run_campaign(
@@ -237,5 +245,5 @@ class _Progress:
         counts = ", ".join(f"{n} {c.worse}/{c.better}" for n, c in t.chains.items())
         self._tell(
             f"{cell.name}: {t.shots:,} shots, plain matching wrong {t.plain:,}, "
-            f"worse/better {counts}; about {left_s / 3600:.1f} h to go"
+            f"worse/better {counts}; about {duration(left_s)} to go"
         )

@@ -149,7 +149,7 @@ def subject(
         code = geometry(3, orientation)
         check_orientation(loaded, Layout(code, 2, "X"))
     except ValueError as error:
-        raise UsageError("nothing to put to the trial", got=str(error)) from error
+        raise UsageError("these weights cannot be judged", got=str(error)) from error
     digest = hashlib.sha256()
     for tensor in (tensor for layer in loaded.layers for tensor in layer):
         digest.update(f"{tensor.shape}".encode() + tensor.astype("<f4").tobytes())

@@ -10,7 +10,7 @@ from typing import Final
 from gpu_decoder.ising.weights import load_weights, save_weights
 from gpu_decoder.runtime.protocol import RuntimeUnavailable
 from hil.errors import MissingExtraError, UsageError
-from hil.run.trial.campaign import Plan, hours, run_campaign
+from hil.run.trial.campaign import Plan, duration, run_campaign, seconds
 from hil.run.trial.cells import Cell, Subject, Tally
 from hil.run.trial.result import Choice, Row, choices, judge
 
@@ -42,12 +42,12 @@ def run_trial(
     """
     plan = Plan(subject, shots, purpose, seed)
     try:
-        estimate = hours(plan, processes)
+        estimate = seconds(plan, processes)
     except RuntimeUnavailable as error:
         raise MissingExtraError("the runtime is not installed", got=str(error)) from error
     tell(
         f"{sum(shots.values()):,} shots in {len(shots)} cells, {processes} processes: about "
-        f"{estimate:.1f} hours on idle cores if nothing is counted yet"
+        f"{duration(estimate)} on idle cores if nothing is counted yet"
     )
     return run_campaign(plan, work, processes=processes, tell=tell)
 
