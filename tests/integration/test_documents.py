@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from hil.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -23,7 +23,7 @@ def _commands(page: Path) -> list[list[str]]:
         if line.startswith("```"):
             language = None if language is not None else line.removeprefix("```").strip()
         elif language in SHELL and re.match(r"(\.venv/bin/)?hil ", line):
-            found.append([sys.executable, "-m", "hil", *shlex.split(line, comments=True)[1:]])
+            found.append(shlex.split(line, comments=True)[1:])
     return found
 
 
@@ -39,11 +39,18 @@ def _case(page: Path):
     return pytest.param(page, id=str(page.relative_to(ROOT)), marks=marks)
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("page", [_case(p) for p in PAGES if _commands(p)])
-def test_commands_of_a_page_run(page: Path, tmp_path: Path) -> None:
+def test_commands_of_a_page_run(
+    page: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """In this process: what starts a process and what that prints has tests of its own."""
     (tmp_path / "scenarios").symlink_to(ROOT / "scenarios")
+    monkeypatch.chdir(tmp_path)
     for command in _commands(page):
-        done = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, timeout=150, check=False
-        )
-        assert done.returncode == 0, f"{shlex.join(command[2:])}\n{done.stdout}\n{done.stderr}"
+        code = main(command)
+        printed = capfd.readouterr()
+        assert code == 0, f"hil {shlex.join(command)}\n{printed.out}\n{printed.err}"
