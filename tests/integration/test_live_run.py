@@ -38,7 +38,7 @@ def test_sil_equals_mil(
     scenarios: Path, tmp_path: Path, loopback: tuple[str, str], basis: str
 ) -> None:
     path = scenarios / "surface_d5.yaml"
-    what = ("run.shots=800", f"system.qpu.circuit.basis={basis}")
+    what = ("run.shots=1200", f"system.qpu.circuit.basis={basis}")
     live = run_scenario(path, _options(tmp_path / "sil", loopback, *what))
     model = run_scenario(path, RunOptions(bind="mil", out=tmp_path / "mil", overrides=what))
     assert live.verdict is Verdict.PASS

@@ -70,7 +70,8 @@ def _cost(row: dict[str, str]) -> tuple[int, bool, float]:
 
 
 def _slow(row: dict[str, str]) -> object:
-    marks = [pytest.mark.slow, pytest.mark.timeout(340)] if int(row["distance"]) > 7 else []
+    slow = _cost(row) >= (7, True, 0.006)
+    marks = [pytest.mark.slow, pytest.mark.timeout(340)] if slow else []
     return pytest.param(row, id=_name(row), marks=marks)
 
 
