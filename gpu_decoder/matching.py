@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_decoder.protocol import DecodedBatch, GlobalDecoder, U8Array, WindowSpec
+from gpu_decoder.protocol import DecodedBatch, GlobalDecoder, U8Array, WindowSpec, check_rows
 
 
 class MatchingDecoder:
@@ -38,7 +38,6 @@ class MatchingDecoder:
         self._correlated = correlated
         self._n_detectors = int(dem.num_detectors)
         self._n_observables = int(dem.num_observables)
-        self._row_bytes = -(-self._n_detectors // 8)
         self._end_round = _end_round(dem)
         self._matching: Any = pymatching.Matching.from_detector_error_model(
             dem, enable_correlations=correlated
@@ -72,10 +71,7 @@ class MatchingDecoder:
         Raises:
             ValueError: the rows are not ceil(D/8) bytes long.
         """
-        if detectors_b8.ndim != 2 or detectors_b8.shape[1] != self._row_bytes:
-            raise ValueError(
-                f"detectors_b8 has shape {detectors_b8.shape}, allowed [n, {self._row_bytes}]"
-            )
+        check_rows(detectors_b8, self.n_detectors)
         predictions = self._matching.decode_batch(
             detectors_b8,
             bit_packed_shots=True,

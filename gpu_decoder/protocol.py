@@ -124,6 +124,17 @@ class DecodedBatch:
     predecoded: PredecodeRecord | None = None
 
 
+def check_rows(detectors_b8: U8Array, n_detectors: int) -> None:
+    """Refuse rows of another length than ceil(D/8) bytes, before anything is computed.
+
+    Raises:
+        ValueError: not of shape [n, ceil(D/8)].
+    """
+    row_bytes = -(-n_detectors // 8)
+    if detectors_b8.ndim != 2 or detectors_b8.shape[1] != row_bytes:
+        raise ValueError(f"detectors_b8 has shape {detectors_b8.shape}, allowed [n, {row_bytes}]")
+
+
 class Decoder(Protocol):
     """Decodes windows of one detector error model.
 

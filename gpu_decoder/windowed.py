@@ -37,6 +37,7 @@ from gpu_decoder.protocol import (
     I64Array,
     U8Array,
     WindowSpec,
+    check_rows,
 )
 from gpu_decoder.windows import WindowPlan
 
@@ -180,11 +181,7 @@ class WindowMatching:
         Raises:
             ValueError: the rows are not ceil(m/8) bytes long.
         """
-        row_bytes = -(-self.n_detectors // 8)
-        if detectors_b8.ndim != 2 or detectors_b8.shape[1] != row_bytes:
-            raise ValueError(
-                f"detectors_b8 has shape {detectors_b8.shape}, allowed [n, {row_bytes}]"
-            )
+        check_rows(detectors_b8, self.n_detectors)
         events = np.unpackbits(detectors_b8, axis=1, count=self.n_detectors, bitorder="little")
         flips = self.decode_events(events)
         return DecodedBatch(
@@ -280,7 +277,6 @@ class SlidingMatching:
         self._folded = folded
         self._edges = EdgeTable.of(folded)
         self._n_observables = int(folded.dem.num_observables)
-        self._row_bytes = -(-folded.n_detectors // 8)
         self._graphs: OrderedDict[WindowSpec, WindowMatching] = OrderedDict()
         self._dem_sha256 = hashlib.sha256(dem_text.encode()).hexdigest()
         self.graphs_built = 0
@@ -329,10 +325,7 @@ class SlidingMatching:
             ValueError: the rows are not ceil(D/8) bytes long, or a detector fired that no error of
                 the model flips.
         """
-        if detectors_b8.ndim != 2 or detectors_b8.shape[1] != self._row_bytes:
-            raise ValueError(
-                f"detectors_b8 has shape {detectors_b8.shape}, allowed [n, {self._row_bytes}]"
-            )
+        check_rows(detectors_b8, self.n_detectors)
         state = np.unpackbits(detectors_b8, axis=1, count=self.n_detectors, bitorder="little")
         n, o = state.shape[0], self._n_observables
         answer = np.zeros((n, o), dtype=np.uint8)

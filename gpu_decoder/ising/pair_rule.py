@@ -15,7 +15,7 @@ import numpy as np
 
 from gpu_decoder.edges import errors
 from gpu_decoder.ising.predecoder import Predecoded
-from gpu_decoder.protocol import Backend, I64Array, Precision, U8Array
+from gpu_decoder.protocol import Backend, I64Array, Precision, U8Array, check_rows
 
 _ONE = 1 << 32
 """Added per fired neighbour; below it the indices of the edges add up."""
@@ -65,11 +65,7 @@ class PairRule:
         Raises:
             ValueError: the rows are not ceil(N/8) bytes long.
         """
-        row_bytes = -(-self.n_detectors // 8)
-        if detectors_b8.ndim != 2 or detectors_b8.shape[1] != row_bytes:
-            raise ValueError(
-                f"detectors_b8 has shape {detectors_b8.shape}, allowed [n, {row_bytes}]"
-            )
+        check_rows(detectors_b8, self.n_detectors)
         bits = np.unpackbits(detectors_b8, axis=1, count=self.n_detectors, bitorder="little")
         shot, edge = self.isolated(bits)
         bits[shot, self.ends[edge, 0]] = 0

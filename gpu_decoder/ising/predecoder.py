@@ -9,7 +9,7 @@ import numpy as np
 
 from gpu_decoder.ising.onnx_model import ModelInfo, ModelMismatchError, check_info
 from gpu_decoder.ising.tensors import Layout
-from gpu_decoder.protocol import Backend, Precision, Reason, U8Array
+from gpu_decoder.protocol import Backend, Precision, Reason, U8Array, check_rows
 from gpu_decoder.runtime.protocol import EngineError, Runtime
 
 _CELLS_PER_CALL: Final = 1 << 16
@@ -82,7 +82,6 @@ class NetworkPredecoder:
         self._runtime = runtime
         self._info = info
         self._n = layout.n_detectors
-        self._row_bytes = -(-self._n // 8)
         self._boundary = self._n - layout.geometry.half
         self._rows = max(1, _CELLS_PER_CALL // (layout.rounds * layout.geometry.n_data))
 
@@ -107,10 +106,7 @@ class NetworkPredecoder:
         A fired detector of the data readout is refused: no error of the circuit fires it, it is a
         corrupted input, and no matcher accepts it.
         """
-        if detectors_b8.ndim != 2 or detectors_b8.shape[1] != self._row_bytes:
-            raise ValueError(
-                f"detectors_b8 has shape {detectors_b8.shape}, allowed [n, {self._row_bytes}]"
-            )
+        check_rows(detectors_b8, self.n_detectors)
         pre_l = np.empty(len(detectors_b8), dtype=np.uint8)
         residual_b8 = np.empty_like(detectors_b8)
         for begin in range(0, len(detectors_b8), self._rows):

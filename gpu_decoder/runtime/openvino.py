@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import sys
 from typing import Any, Final
@@ -11,7 +10,8 @@ import numpy as np
 
 from gpu_decoder.ising.onnx_model import read_info
 from gpu_decoder.protocol import Backend, Precision, Reason, U8Array
-from gpu_decoder.runtime.protocol import EngineError, RuntimeUnavailable, check_held, check_input
+from gpu_decoder.runtime.cpu import CpuRuntime
+from gpu_decoder.runtime.protocol import EngineError, RuntimeUnavailable, check_held
 
 _HINTS: Final = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.INT8: "f32"}
 """INFERENCE_PRECISION_HINT: what the operations without quantisation compute in."""
@@ -21,7 +21,7 @@ _KINDS: Final = {
 }  # fmt: skip
 
 
-class OpenVinoRuntime:
+class OpenVinoRuntime(CpuRuntime):
     """One compiled model and one request on one thread.
 
     The executed precision is that of the convolutions in the compiled graph.
@@ -38,6 +38,9 @@ class OpenVinoRuntime:
             would execute in another one.
     """
 
+    _backend = Backend.OPENVINO
+    _package = "OpenVINO"
+
     def __init__(
         self, onnx_bytes: bytes, precision: Precision = Precision.FP32, threads: int = 1
     ) -> None:
@@ -48,7 +51,6 @@ class OpenVinoRuntime:
             )
         info = read_info(onnx_bytes)
         check_held(info.precision, precision)
-        self._n_inputs = info.n_detectors
         version = str(import_openvino().__version__)
         try:
             compiled = compile_on_cpu(onnx_bytes, precision, threads)
@@ -56,59 +58,21 @@ class OpenVinoRuntime:
             raise EngineError(
                 f"OpenVINO cannot load the model: {error}", Reason.ENGINE_MISMATCH
             ) from error
-        executed = _precision(compiled)
-        if executed != precision:
-            raise EngineError(
-                f"{precision.name} was asked for, but OpenVINO would execute this model in "
-                f"{executed.name}",
-                Reason.ENGINE_MISMATCH,
-            )
-        self._request: Any = compiled.create_infer_request()
-        self._devices = ",".join(compiled.get_property("EXECUTION_DEVICES"))
-        self._precision = executed
-        self._threads = threads
-        self._version = version
-        self._sha256 = hashlib.sha256(onnx_bytes).hexdigest()
+        super().__init__(
+            onnx_bytes,
+            compiled.create_infer_request(),
+            n_inputs=info.n_detectors,
+            asked=precision,
+            executed=_precision(compiled),
+            facts={
+                "runtime_version": version,
+                "runtime_device": ",".join(compiled.get_property("EXECUTION_DEVICES")),
+                "runtime_threads": str(threads),
+            },
+        )
 
-    @property
-    def backend(self) -> Backend:
-        """``OPENVINO``."""
-        return Backend.OPENVINO
-
-    @property
-    def precision(self) -> Precision:
-        """Number format of the convolutions in the compiled graph."""
-        return self._precision
-
-    @property
-    def n_inputs(self) -> int:
-        """N, detectors of one shot."""
-        return self._n_inputs
-
-    def run(self, dets: U8Array) -> U8Array:
-        """Execute; see ``Runtime.run``."""
-        check_input(dets, self._n_inputs)
-        if self._request is None:
-            raise EngineError("the runtime is closed", Reason.PREDECODER_ERROR)
-        try:
-            return np.array(self._request.infer([dets], share_inputs=True)[0])
-        except Exception as error:
-            raise EngineError(f"OpenVINO failed: {error}", Reason.PREDECODER_ERROR) from error
-
-    def fingerprint(self) -> dict[str, str]:
-        """What executes."""
-        return {
-            "runtime": "openvino",
-            "runtime_version": self._version,
-            "runtime_device": self._devices,
-            "runtime_threads": str(self._threads),
-            "precision": self._precision.name.lower(),
-            "model_sha256": self._sha256,
-        }
-
-    def close(self) -> None:
-        """Free the request."""
-        self._request = None
+    def _call(self, dets: U8Array) -> U8Array:
+        return np.array(self._executable.infer([dets], share_inputs=True)[0])
 
 
 def compile_on_cpu(onnx_bytes: bytes, precision: Precision, threads: int) -> Any:  # noqa: ANN401

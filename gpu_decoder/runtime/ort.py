@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ import numpy as np
 
 from gpu_decoder.ising.onnx_model import INPUT, read_info
 from gpu_decoder.protocol import Backend, Precision, Reason, U8Array
-from gpu_decoder.runtime.protocol import EngineError, check_held, check_input
+from gpu_decoder.runtime.cpu import CpuRuntime
+from gpu_decoder.runtime.protocol import EngineError, check_held
 
 
-class OrtRuntime:
+class OrtRuntime(CpuRuntime):
     """One session on one thread.
 
     On a CPU onnxruntime computes float16 convolutions in float32, so only ``FP32`` and ``INT8``
@@ -31,6 +31,9 @@ class OrtRuntime:
             would execute in another one.
     """
 
+    _backend = Backend.ORT_CPU
+    _package = "onnxruntime"
+
     def __init__(
         self, onnx_bytes: bytes, precision: Precision = Precision.FP32, threads: int = 1
     ) -> None:
@@ -44,7 +47,6 @@ class OrtRuntime:
             )
         info = read_info(onnx_bytes)
         check_held(info.precision, precision)
-        self._n_inputs = info.n_detectors
         with tempfile.TemporaryDirectory(prefix="hil-ort-") as folder:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
@@ -54,7 +56,7 @@ class OrtRuntime:
             options.add_session_config_entry("session.qdqisint8allowed", "1")
             options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
             try:
-                self._session: Any = onnxruntime.InferenceSession(
+                session: Any = onnxruntime.InferenceSession(
                     onnx_bytes, options, providers=["CPUExecutionProvider"]
                 )
             except Exception as error:
@@ -62,56 +64,21 @@ class OrtRuntime:
                     f"onnxruntime cannot load the model: {error}", Reason.ENGINE_MISMATCH
                 ) from error
             executed = _precision(Path(folder) / "optimised.onnx")
-        if executed != precision:
-            raise EngineError(
-                f"{precision.name} was asked for, but onnxruntime would execute this model in "
-                f"{executed.name}",
-                Reason.ENGINE_MISMATCH,
-            )
-        self._precision = executed
-        self._threads = threads
-        self._version = str(onnxruntime.__version__)
-        self._sha256 = hashlib.sha256(onnx_bytes).hexdigest()
+        super().__init__(
+            onnx_bytes,
+            session,
+            n_inputs=info.n_detectors,
+            asked=precision,
+            executed=executed,
+            facts={
+                "runtime_version": str(onnxruntime.__version__),
+                "runtime_device": "CPUExecutionProvider",
+                "runtime_threads": str(threads),
+            },
+        )
 
-    @property
-    def backend(self) -> Backend:
-        """``ORT_CPU``."""
-        return Backend.ORT_CPU
-
-    @property
-    def precision(self) -> Precision:
-        """Number format of the convolutions in the optimised graph."""
-        return self._precision
-
-    @property
-    def n_inputs(self) -> int:
-        """N, detectors of one shot."""
-        return self._n_inputs
-
-    def run(self, dets: U8Array) -> U8Array:
-        """Execute; see ``Runtime.run``."""
-        check_input(dets, self._n_inputs)
-        if self._session is None:
-            raise EngineError("the runtime is closed", Reason.PREDECODER_ERROR)
-        try:
-            return np.asarray(self._session.run(None, {INPUT: dets})[0])
-        except Exception as error:
-            raise EngineError(f"onnxruntime failed: {error}", Reason.PREDECODER_ERROR) from error
-
-    def fingerprint(self) -> dict[str, str]:
-        """What executes."""
-        return {
-            "runtime": "onnxruntime",
-            "runtime_version": self._version,
-            "runtime_device": "CPUExecutionProvider",
-            "runtime_threads": str(self._threads),
-            "precision": self._precision.name.lower(),
-            "model_sha256": self._sha256,
-        }
-
-    def close(self) -> None:
-        """Free the session."""
-        self._session = None
+    def _call(self, dets: U8Array) -> U8Array:
+        return np.asarray(self._executable.run(None, {INPUT: dets})[0])
 
 
 def _precision(optimised: Path) -> Precision:

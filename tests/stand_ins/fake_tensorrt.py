@@ -64,10 +64,10 @@ class Network:
         return self.layers[index]
 
     def get_input(self, index: int) -> Tensor:
-        raise NotImplementedError
+        raise IndexError(index)  # a network has none of its own here
 
     def get_output(self, index: int) -> Tensor:
-        raise NotImplementedError
+        raise IndexError(index)  # a network has none of its own here
 
 
 class OnnxParser:
@@ -244,7 +244,7 @@ class FakeTensorRt(ModuleType):
             INTERNAL_ERROR, ERROR, WARNING, INFO = range(4)
 
             def log(self, severity: int, message: str) -> None:
-                raise NotImplementedError
+                raise NotImplementedError  # pure virtual in the real base, too
 
         class AimedConfig(Config):
             num_compute_capabilities = 0
