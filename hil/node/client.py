@@ -24,7 +24,8 @@ from hil.node.config import Launch, NodeConfig, Peer
 from hil.node.exchange import U8, Exchange, NodeLostError, Plan, concatenate
 from hil.node.ledger import Batch, Ledger
 from hil.node.process import NodeProcess
-from hil.node.stamps import StampReader, create_stamp_file
+from hil.node.remote import Attach, NodeHandle
+from hil.node.stamps import NoStamps, StampReader, create_stamp_file
 from hil.timebase import MISSING_PS, PS_PER_MS, PS_PER_NS, PS_PER_S, PS_PER_US, monotonic_ps
 from hil.wire.predecode import Correction, Predecode, build_predecode, parse_correction
 from hil.wire.rpc import Status, pad, ptp_from_ns
@@ -61,7 +62,7 @@ class _Outgoing:
 
 
 class RackClient:
-    """A rack's connection to its own node process. Use as a context manager.
+    """A rack's connection to its node, its own process or another's. Use as a context manager.
 
     Start it from a thread that lives as long as the connection.
 
@@ -70,6 +71,9 @@ class RackClient:
         start_timeout_s: limit for the node's start, decoders built and warm.
         wrap: lets tests put faults around the rack's endpoint.
         tap: is shown every frame that the rack sends or receives.
+        attach: finds a node that runs already (``hil.node.remote``); it keeps its stamps.
+            ``None``: a process of our own is started.
+        qp: the rack's queue pair number; random if ``None``.
 
     Raises:
         LinkError: an address is taken or not loopback.
@@ -83,6 +87,8 @@ class RackClient:
         start_timeout_s: float = 120.0,
         wrap: Callable[[Endpoint], Endpoint] | None = None,
         tap: Tap | None = None,
+        attach: Attach | None = None,
+        qp: int | None = None,
     ) -> None:
         self._config = config
         self._ledger = Ledger(config)
@@ -91,32 +97,40 @@ class RackClient:
         self._node_counters: dict[str, int] = {}
         self._stack = contextlib.ExitStack()
         try:
-            self._open(wrap, tap, start_timeout_s)
+            self._open(wrap, tap, qp)
+            self._node = self._started(start_timeout_s) if attach is None else self._found(attach)
+            self._stack.callback(self._node.close)
+            self._endpoint.connect(self._node.peer)
         except BaseException:
             self._stack.close()
             raise
 
     def _open(
-        self,
-        wrap: Callable[[Endpoint], Endpoint] | None,
-        tap: Tap | None,
-        start_timeout_s: float,
+        self, wrap: Callable[[Endpoint], Endpoint] | None, tap: Tap | None, qp: int | None
     ) -> None:
         config = self._config
         self._endpoint: Endpoint = SoftRoceEndpoint(
             config.rack_address,
             port=config.udp_port,
+            qp=qp,
             psn_start=config.psn_start_down,
             mtu_bytes=config.mtu_bytes,
             tap=tap,
+            allow_remote=config.allow_remote,
         )
         self._stack.callback(self._endpoint.close)
         if wrap is not None:
             self._endpoint = wrap(self._endpoint)
         largest = row_bytes(_REPLY_BYTES + config.prediction_bytes)
         self._memory = self._endpoint.register(REPLY_SLOTS, largest)
-        address = self._endpoint.address()
-        self._stride = address.stride
+        self._stride = self._endpoint.address().stride
+
+    def _found(self, attach: Attach) -> NodeHandle:
+        self._stamps: StampReader | NoStamps = NoStamps(self._config.prediction_bytes)
+        return attach(self._endpoint.address())
+
+    def _started(self, timeout_s: float) -> NodeHandle:
+        config = self._config
         n_frames = config.stamp_shots * config.n_blocks
         path = create_stamp_file(n_frames, config.stamp_shots, config.prediction_bytes)
         try:
@@ -128,15 +142,13 @@ class RackClient:
         try:
             launch = Launch(
                 config=config,
-                peer=Peer(**asdict(address)),
+                peer=Peer(**asdict(self._endpoint.address())),
                 stamp_path=f"/proc/self/fd/{stamps}",
                 parent_pid=os.getpid(),
             )
-            self._node = NodeProcess(launch, timeout_s=start_timeout_s, pass_fds=(stamps,))
+            return NodeProcess(launch, timeout_s=timeout_s, pass_fds=(stamps,))
         finally:
             os.close(stamps)
-        self._stack.callback(self._node.close)
-        self._endpoint.connect(self._node.peer)
 
     def __enter__(self) -> Self:
         return self
@@ -363,7 +375,7 @@ class RackClient:
         ]
         return NodeLostError(
             "the decoder node died",
-            where=f"node pid {self._node.pid}",
+            where=self._node.name,
             got=self._node.epitaph(),
             partial=concatenate(parts) if parts else None,
         )

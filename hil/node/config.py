@@ -91,8 +91,8 @@ class NodeConfig(_Model):
     """Configuration of one live exchange: addresses, geometry of a shot, decoders, policy, faults.
 
     Attributes:
-        rack_address: loopback address of the rack's endpoint.
-        node_address: loopback address of the node's endpoint, another one.
+        rack_address: IPv4 address of the rack's endpoint, loopback unless ``allow_remote``.
+        node_address: address of the node's endpoint, another one.
         udp_port: UDP port of both (4791 is RoCEv2's).
         psn_start_up: first packet sequence number rack -> node.
         psn_start_down: first packet sequence number node -> rack.
@@ -129,6 +129,7 @@ class NodeConfig(_Model):
         delays: injected delays and stalls.
         breakages: shots whose primary decode is broken; the first that names a shot counts.
         mtu_bytes: path MTU of both directions.
+        allow_remote: addresses may lie outside this machine.
     """
 
     rack_address: str
@@ -165,6 +166,7 @@ class NodeConfig(_Model):
     delays: Delays = Delays()
     breakages: tuple[Breakage, ...] = ()
     mtu_bytes: Annotated[int, Field(ge=256, le=4096)] = 1500
+    allow_remote: bool = False
 
     @classmethod
     def create(cls, **fields: object) -> NodeConfig:
@@ -199,7 +201,7 @@ class NodeConfig(_Model):
             UsageError: naming the field, what it holds and what is allowed.
         """
         for name in ("rack_address", "node_address"):
-            _check_loopback(name, getattr(self, name))
+            _check_address(name, getattr(self, name), allow_remote=self.allow_remote)
         if self.rack_address == self.node_address:
             _refuse("node_address", self.node_address, "another address than rack_address")
         for name, value in (("primary", self.primary), ("fallback", self.fallback)):
@@ -296,13 +298,15 @@ class Launch(_Model):
     parent_pid: int
 
 
-def _check_loopback(name: str, text: str) -> None:
+def _check_address(name: str, text: str, *, allow_remote: bool) -> None:
     try:
-        loopback = ipaddress.IPv4Address(text).is_loopback
+        good = allow_remote or ipaddress.IPv4Address(text).is_loopback
+        ipaddress.IPv4Address(text)
     except ValueError:
-        loopback = False
-    if not loopback:
-        _refuse(name, text, "an IPv4 loopback address, 127.0.0.0/8")
+        good = False
+    if not good:
+        where = "address" if allow_remote else "loopback address, 127.0.0.0/8"
+        _refuse(name, text, f"an IPv4 {where}")
 
 
 def _refuse(field: str, got: str, allowed: str) -> None:

@@ -83,6 +83,7 @@ class Server:
                 port=config.udp_port,
                 psn_start=config.psn_start_up,
                 mtu_bytes=config.mtu_bytes,
+                allow_remote=config.allow_remote,
             )
             self._stack.callback(self._endpoint.close)
             self._memory = self._endpoint.register(config.ring_slots, slot_bytes(config))

@@ -71,7 +71,7 @@ class LiveRun:
             NodeLostError: the node died and the scenario says ``on_node_lost: fail``; the shots
                 known by then have been yielded.
         """
-        with _prompt_threads(), Feeder(self.feed) as feeder, self._client() as client:
+        with prompt_threads(), Feeder(self.feed) as feeder, self._client() as client:
             self.fingerprints = client.fingerprints()
             self.node_pid = client.node_pid
             if self.stop():
@@ -360,7 +360,7 @@ class LiveRun:
 
 
 @contextmanager
-def _prompt_threads() -> Iterator[None]:
+def prompt_threads() -> Iterator[None]:
     """Let the sender have the GIL back within 0.1 ms (default 5 ms) while the recorder works."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-4)

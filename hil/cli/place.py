@@ -1,0 +1,24 @@
+"""Addresses on the command line: ``HOST:PORT``."""
+
+from __future__ import annotations
+
+from hil.errors import UsageError
+
+
+def host_and_port(text: str, option: str, default_port: int | None = None) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT``, or of ``HOST`` where there is a default port.
+
+    Raises:
+        UsageError: it is neither, or no port; the host is checked by who uses it.
+    """
+    host, colon, port = text.rpartition(":") if ":" in text else (text, "", "")
+    if not colon and default_port is not None:
+        return host, default_port
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 0xFFFF:
+        raise UsageError(
+            "not an address with a port",
+            where=option,
+            got=text,
+            allowed="HOST:PORT, such as 127.0.0.1:47910",
+        )
+    return host, int(port)
