@@ -261,7 +261,9 @@ def _judge(rig: Rig) -> list[Judgement]:
     alarms = None
     if rig.loaded.profile.live and scenario.expect and not scenario.faults and not rig.rig_errors:
         alarms = {name: n for name, n in rig.details.items() if _ALARM.fullmatch(name)}
-    return judge(scenario.expect, rig.metrics, rig_errors=rig.rig_errors, alarms=alarms)
+    return judge(
+        scenario.expect, rig.metrics, rig_errors=rig.rig_errors, alarms=alarms, sender=rig.sender
+    )
 
 
 def _make(directory: Path) -> None:

@@ -174,16 +174,19 @@ def stream(
     qpu = scenario.system.qpu
     late = SenderLateness.for_deadline(scenario.system.decoder.deadline_ps, qpu.round_period_ps)
     result = Streamed(Tally(late), config, pace)
-    with prompt_threads(), Feeder(feed) as feeder:  # it gets ready while the node does
-        with RackClient(config, attach=attach, qp=qp) as client:
-            feeder.warm_up()
-            result.fingerprints = client.fingerprints()
-            try:
-                _exchange(client, feeder, result, interrupt, shots, progress)
-            except HilError as error:
-                result.lost = error.message
-            result.rack = client.counters()
-            result.node = client.close()
+    with (
+        prompt_threads(),
+        Feeder(feed) as feeder,  # it gets ready while the node does
+        RackClient(config, attach=attach, qp=qp) as client,
+    ):
+        feeder.warm_up()
+        result.fingerprints = client.fingerprints()
+        try:
+            _exchange(client, feeder, result, interrupt, shots, progress)
+        except HilError as error:
+            result.lost = error.message
+        result.rack = client.counters()
+        result.node = client.close()
     if interrupt:
         result.lost = f"interrupted by {interrupt.name}"
     return result
