@@ -51,9 +51,9 @@ _WORKER_START_S: Final = 120.0
 
 def slot_bytes(config: NodeConfig) -> int:
     """Bytes of a slot that holds any request of this configuration."""
-    largest = max(len(block) for block in config.block_detectors)
     whole = predecode_row_bytes(config.n_detectors) if config.predecode else 0
-    return max(enqueue_row_bytes(largest), get_row_bytes(), whole)
+    blocks = enqueue_row_bytes(max(config.block_bits), config.envelope)
+    return max(blocks, get_row_bytes(config.envelope), whole)
 
 
 def is_get(header: bytes) -> bool:

@@ -13,7 +13,7 @@ from hil.scenario.model import BreakFault, DelayFault, Fault, QpuSpec
 from hil.timebase import MISSING_PS
 from hil.trace.column import Array
 from hil.trace.schema import Block, ByteWidths, block, clip, code
-from hil.wire.rpc import ENVELOPE_BYTES, HEADER_BYTES, Status
+from hil.wire.rpc import ENVELOPE_BYTES, HEADER_BYTES, EnvelopeKind, Status
 from hil.wire.rpc_batch import row_bytes
 
 _UP_OPCODE, _DOWN_OPCODE = 0x2B, 0x24
@@ -49,7 +49,13 @@ def _target(fault: Fault) -> str:
 
 
 def packet_rows(
-    got: Exchange, *, wall_start_ps: int, psn_start: int, message_bytes: int, widths: ByteWidths
+    got: Exchange,
+    *,
+    wall_start_ps: int,
+    psn_start: int,
+    message_bytes: int,
+    widths: ByteWidths,
+    envelope: EnvelopeKind = "hil",
 ) -> Block:
     """Rows of /packets for one exchange.
 
@@ -81,7 +87,7 @@ def packet_rows(
         return np.where(down, back, up)[keep]
 
     wall: I64 = np.where(times == MISSING_PS, MISSING_PS, times - wall_start_ps)
-    bare = HEADER_BYTES + ENVELOPE_BYTES
+    bare = HEADER_BYTES + (ENVELOPE_BYTES if envelope == "hil" else 0)
     with_answer = row_bytes(bare + got.prediction_b8.shape[1])
     reply_bytes = np.where(got.status_code == Status.OK, with_answer, row_bytes(bare))
     return block(

@@ -261,6 +261,7 @@ class LiveRun:
             wall_start_ps=self.wall_start_ps,
             psn_start=self.config.psn_start_up,
             message_bytes=chunk.enqueue.shape[2],
+            envelope=self.config.envelope,
             widths=self.widths,
         )
         return {"packets": rows}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from hil.device.circuits import CodeCircuit
 from hil.device.families import Models
+from hil.device.measurements import measurement_layouts
 from hil.device.sampler import BlockCutter, StimSampler
 from hil.link.capture import Capture
 from hil.rack.plan import (
@@ -154,14 +155,16 @@ def build_driver(rig: Rig, widths: ByteWidths) -> Batches:
     """The virtual or the live driver of this scenario, ready to be pulled."""
     scenario = rig.loaded.scenario
     source = WorkloadSource(scenario)
-    largest = int(rig.code.block_bits.max())
+    measured = scenario.system.links.up.payload == "measurements"
+    sent = measurement_layouts(rig.models)[0] if measured else rig.code
+    largest = int(sent.block_bits.max())
     if rig.loaded.profile.live:
         return _live(rig, source, largest, widths)
     pipeline = build_pipeline(scenario, largest, way_back_pred_ps=modelled_way_back_ps(scenario))
     executor, rig.executor_why = choose_executor(scenario, pipeline)
     rig.executor = executor.name
     return virtual.drive(
-        StimSampler(rig.models, scenario.run.seed),
+        StimSampler(rig.models, scenario.run.seed, measurements=measured),
         source,
         executor,
         rig.decoders,

@@ -37,8 +37,6 @@ VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "system.rack.clocks.*.kind": ("ptp_slave",),
     "system.links.up.profile": ("rocev2-uc-send",),
     "system.links.down.profile": ("rocev2-uc-write-imm",),
-    "system.links.up.payload": ("measurements",),
-    "system.links.up.envelope": ("nvidia",),
     "system.decoder.ring.when_full": ("conceal",),
     "system.decoder.fallback.to": ("global_on_raw",),
     "bind.profiles.*.level": ("rtl", "hil"),
