@@ -106,6 +106,7 @@ class NodeConfig(_Model):
     Attributes:
         rack_address: loopback address of the rack's endpoint.
         node_address: loopback address of the node's endpoint, another one.
+        network: what carries the messages (``hil.node.endpoints``).
         udp_port: UDP port of both (4791 is RoCEv2's).
         psn_start_up: first packet sequence number rack -> node.
         psn_start_down: first packet sequence number node -> rack.
@@ -152,6 +153,7 @@ class NodeConfig(_Model):
 
     rack_address: str
     node_address: str
+    network: Literal["soft_roce", "cudaq_udp"] = "soft_roce"
     udp_port: Annotated[int, Field(ge=1, le=65535)] = 4791
     psn_start_up: Psn = 0
     psn_start_down: Psn = 0

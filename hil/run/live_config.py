@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
@@ -118,6 +119,7 @@ def node_config(
     return NodeConfig.create(
         rack_address=network.rack_address,
         node_address=network.node_address,
+        network=live_network(scenario),
         udp_port=system.links.up.udp_port,
         psn_start_up=system.links.up.psn_start,
         psn_start_down=system.links.down.psn_start,
@@ -154,6 +156,20 @@ def node_config(
         ),
         mtu_bytes=system.links.up.mtu_bytes,
     )
+
+
+def live_network(scenario: Scenario) -> Literal["soft_roce", "cudaq_udp"]:
+    """The network backend of a live run.
+
+    Raises:
+        ScenarioError: no frame travels in this profile.
+    """
+    backend = scenario.profile.network.backend
+    if backend == "virtual":
+        raise ScenarioError(
+            "not a live network", where="bind.profiles.*.network.backend", got=backend
+        )
+    return backend
 
 
 def _delays(scenario: Scenario) -> Delays:

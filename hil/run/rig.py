@@ -24,7 +24,7 @@ from hil.run.parts import Decoders, board_mask, build_circuits, build_decoders
 from hil.run.record import Audit, Driven
 from hil.run.resume import Earlier
 from hil.scenario.load import Loaded
-from hil.scenario.model import Ising25Noise, IsingScalarNoise, UserCircuit
+from hil.scenario.model import Ising25Noise, IsingScalarNoise, Scenario, UserCircuit
 from hil.trace.column import ByteWidths
 from hil.trace.meta import ModelMeta, TraceMeta
 from hil.verdict.judge import limits_of
@@ -201,9 +201,17 @@ def _live(rig: Rig, source: WorkloadSource, largest: int, widths: ByteWidths) ->
         stop=lambda: bool(rig.interrupt),
         capture=rig.capture,
     )
-    if scenario.system.links.up.udp_port != ROCE_PORT:
-        rig.remarks.append(f"UDP port {scenario.system.links.up.udp_port} is not RoCEv2's")
+    rig.remarks += _port_remarks(scenario)
     return _live_batches(rig, run)
+
+
+def _port_remarks(scenario: Scenario) -> list[str]:
+    port = scenario.system.links.up.udp_port
+    plain = scenario.profile.network.backend == "cudaq_udp"
+    if plain == (port != ROCE_PORT):
+        return []
+    what = "is RoCEv2's, and these datagrams are not" if plain else "is not RoCEv2's"
+    return [f"UDP port {port} {what}"]
 
 
 def _live_batches(rig: Rig, run: LiveRun) -> Batches:

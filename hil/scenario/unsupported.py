@@ -41,7 +41,7 @@ VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "system.decoder.fallback.to": ("global_on_raw",),
     "bind.profiles.*.level": ("rtl", "hil"),
     "bind.profiles.*.rack.backend": ("rtl", "cocotb", "hardware"),
-    "bind.profiles.*.network.backend": ("frames", "shm", "verbs", "cudaq_udp"),
+    "bind.profiles.*.network.backend": ("frames", "shm", "verbs"),
     "run.record.streams": ("calib",),
     "faults.*.kind": (
         "loss",
