@@ -12,9 +12,10 @@ from gpu_decoder.protocol import Reason
 from hil.errors import UsageError
 from hil.node.config import DetectorMap, NodeConfig
 from hil.node.session import Session
-from hil.timebase import PS_PER_S
+from hil.timebase import PS_PER_MS, PS_PER_S
 from hil.wire import rpc
 from hil.wire.rpc import Response, Status
+from tests.stand_ins.nvidia_server import NvidiaServer
 from tests.unit import node_peer
 from tests.unit.node_peer import DECIDE, OBSERVABLES, SLOTS, Peer, decoded
 
@@ -257,3 +258,52 @@ def test_a_configuration_with_a_map_travels_as_text() -> None:
         answer_timeout_ps=PS_PER_S,
     )
     assert NodeConfig.from_json(made.model_dump_json()) == made
+
+
+def test_every_status_is_produced_without_an_envelope_too() -> None:
+    """BUSY and SYNDROMES_DROPPED included, which the reference server never says; NOT_READY is
+    its answer to a request that comes too early, ours holds it back until the shot is settled."""
+    found: set[int] = set()
+
+    def note(replies: list[Response]) -> None:
+        found.update(reply.status for reply in replies)
+
+    rack = ForeignRack(bare(), stamp=rpc.ptp_from_ns(1_000_000_250))
+    note(rack.enqueue([1, 0, 0]))
+    assert found == {Status.OK}
+    rack.counter, rack.slot = 2, 2
+    note(rack.enqueue([1, 1, 1]))
+    assert found == {Status.OK, Status.SYNDROMES_DROPPED}
+    header = struct.pack("<IIIIQ", rpc.MAGIC_REQUEST, rpc.ENQUEUE_SYNDROMES, 33, 4, rack.stamp)
+    busy = rack.session.refused(header, 4, rack.peer.now_ps)
+    note(rack.peer.take(busy, "nvidia"))
+    assert Status.BUSY in found
+    rack.counter, rack.slot = 8, 8
+    note(rack.enqueue([1] * 4))
+    assert Status.BAD_REQUEST in found
+    note(rack.get())
+    other = rpc.EnqueueSyndromes(20, rack.stamp, 5, 20, 3, b"\1", None)
+    note(rack._send(rpc.build_request(other)))
+    assert Status.INVALID_DECODER in found
+    rack.counter, rack.slot = 12, 12
+    for _ in range(3):
+        note(rack.enqueue([0, 0, 1]))
+    note(rack.get())
+    failed = rack.session.primary_done(3, decoded(rack.peer.now_ps, b""), rack.peer.now_ps)
+    note(rack.peer.take(failed, "nvidia"))
+    assert Status.INTERNAL_ERROR in found
+    note(rack._send(struct.pack("<IIIIQ", rpc.MAGIC_REQUEST, 0xDEADBEEF, 0, 77, 5)))
+    assert -1 in found
+    late = ForeignRack(bare(**DECIDE), stamp=rpc.ptp_from_ns(node_peer.T0_NS))
+    for _ in range(3):
+        late.enqueue([0, 0, 1])
+    late.get()
+    late.peer.now_ps = node_peer.T0_PS + 10 * PS_PER_MS
+    note(late.peer.take(late.session.tick(late.peer.now_ps), "nvidia"))
+    assert Status.DEADLINE_MISSED in found
+    early = NvidiaServer(9, 9, lambda _: [0] * 9).slot(
+        rpc.pad(rpc.build_request(rpc.GetCorrections(0, 0, 0, 9, 1, None)))
+    )
+    assert early is not None
+    found.add(rpc.parse_response(early, "nvidia").status)
+    assert found == {*Status, -1}
