@@ -91,9 +91,8 @@ class World:
 
     def step(self) -> bool:
         """Move to the next event and carry it out; False if nothing will ever happen."""
-        timers = [
-            t for t in (self.rack.next_timer_ps(), self.node.next_timer_ps()) if t is not None
-        ]
+        pairs = (self.rack, self.node)
+        timers = [t for t in (pair.next_timer_ps() for pair in pairs) if t is not None]
         timers += [self.air[0][0]] if self.air else []
         timers += [self.lent[0][0]] if self.lent else []
         if not timers:
@@ -109,6 +108,8 @@ class World:
                 at = done.slot * STRIDE
                 self.delivered.append(bytes(self.memory[at : at + done.length]))
                 self.lent.append((self.now_ps + self.hold_ps, done.slot))
+            if self.lent and not self.hold_ps:
+                self.slots.release(self.lent.pop()[1])
         for pair in pairs:
             pair.expire(self.now_ps)
         self.launch()
