@@ -144,7 +144,7 @@ TROUBLES = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     TROUBLES,
     st.integers(0, 2**32),
@@ -169,7 +169,7 @@ def test_every_message_arrives_once_and_in_order_or_the_sender_is_in_error(
 def test_moderate_trouble_never_ends_in_error() -> None:
     """8 of 8 in a row lost has probability 0.19^8 per packet: the runs must all come through."""
     totals = dict.fromkeys(("retransmit", "timeouts", "rx_nak", "rx_rnr"), 0)
-    for seed in range(30):
+    for seed in range(15):
         world = World(Trouble(0.1, 0.05, 0.02, 5_000_000), seed, 0xFFFFF0, 20_000_000)
         wanted = messages(seed, 40, sends=False)
         world.run(wanted)
@@ -178,7 +178,7 @@ def test_moderate_trouble_never_ends_in_error() -> None:
         for name in totals:
             totals[name] += world.rack.counts[name]
         assert world.node.counts["drop_icrc"] + world.rack.counts["drop_icrc"] > 0
-    assert min(totals.values()) > 50, totals
+    assert min(totals.values()) > 30, totals
 
 
 def test_a_clean_channel_costs_nothing_extra() -> None:
