@@ -30,9 +30,11 @@ from hil.link.endpoint import (
 )
 from hil.link.packets import COUNTERS
 from hil.link.sequence import Arrival
+from hil.link.slots import Slots
 from hil.link.soft_roce import Tap, bound_socket, dropped_by_kernel, require_loopback
 from hil.timebase import monotonic_ps
-from hil.wire.roce import MAX_SLOTS, STRIDE_UNIT
+from hil.wire.hsb import round128
+from hil.wire.roce import MAX_SLOTS
 
 SHORT: Final = "rx_short"
 """Counter of its own: datagrams shorter than a slot, filled up with zeros."""
@@ -68,9 +70,7 @@ class CudaqUdpEndpoint:
         self._peer: PeerAddress | None = None
         self._peer_end: tuple[str, int] | None = None
         self._buffer = memoryview(bytearray(0x10000))
-        self._memory = memoryview(b"")
-        self._owned = bytearray()
-        self._stride = self._next_slot = 0
+        self._slots = Slots(rkey=0, base_va=0)
         self._counts = dict.fromkeys((*COUNTERS, SHORT), 0)
 
     @property
@@ -93,22 +93,18 @@ class CudaqUdpEndpoint:
         Raises:
             LinkError: called twice, or sizes out of range.
         """
-        stride = -(-slot_bytes // STRIDE_UNIT) * STRIDE_UNIT
-        if self._owned or not 1 <= n_slots <= MAX_SLOTS or not 0 < stride <= _LARGEST:
+        if round128(slot_bytes) > _LARGEST:
             raise LinkError(
-                "memory cannot be registered",
-                got=f"{n_slots} slots of {slot_bytes} B after {len(self._owned)} slots",
-                allowed=f"once, 1..{MAX_SLOTS} slots that fit a datagram of {_LARGEST} B",
+                "a slot does not fit a datagram", got=f"{slot_bytes} B", allowed=f"<= {_LARGEST} B"
             )
-        self._stride, self._owned = stride, bytearray(n_slots)
-        self._memory = memoryview(bytearray(n_slots * stride))
-        return self._memory
+        return self._slots.register(n_slots, slot_bytes)
 
     def address(self) -> PeerAddress:
         """See :meth:`hil.link.endpoint.Endpoint.address`; queue pair, key, PSN and VA are 0."""
-        if not self._owned:
+        slots = self._slots
+        if not slots.n_slots:
             raise LinkError("endpoint has no memory yet", fix="call register() first")
-        return PeerAddress(self._host, self._port, 0, 0, 0, 0, self._stride, len(self._owned))
+        return PeerAddress(self._host, self._port, 0, 0, 0, 0, slots.stride, slots.n_slots)
 
     def connect(self, peer: PeerAddress) -> None:
         """See :meth:`hil.link.endpoint.Endpoint.connect`.
@@ -205,21 +201,20 @@ class CudaqUdpEndpoint:
 
     def _take(self, length: int, t_rx_ps: int) -> Completion | None:
         """Store one datagram in the next slot, or say that it is owned; None: too long."""
-        if length > self._stride:
+        slots, slot = self._slots, self._slots.next_send
+        size = slots.stride
+        if length > size:
             self._counts["drop_length"] += 1
             return None
-        slot, kind = self._next_slot, "send"
-        header = bytes(self._buffer[: min(length, HEADER_BYTES)]).ljust(HEADER_BYTES, b"\0")
-        busy = self._owned[slot] != 0
+        self._buffer[length:size] = bytes(size - length)
+        busy = slots.owned[slot] != 0
         self._counts["rx_busy" if busy else "rx_ok"] += 1
-        self._counts[SHORT] += length < self._stride
+        self._counts[SHORT] += length < size
         if not busy:
-            at, end = slot * self._stride, (slot + 1) * self._stride
-            self._memory[at : at + length] = self._buffer[:length]
-            self._memory[at + length : end] = bytes(self._stride - length)
-            self._owned[slot] = 1
-            self._next_slot = (slot + 1) % len(self._owned)
-        return Completion(slot, 0, 0, self._stride, t_rx_ps, busy, kind, header, Arrival.IN_ORDER)
+            slots.store(slot, 0, self._buffer[:size])
+            slots.hand_over(slot, send=True)
+        header, kind = bytes(self._buffer[:HEADER_BYTES]), "send"
+        return Completion(slot, 0, 0, size, t_rx_ps, busy, kind, header, Arrival.IN_ORDER)
 
     def release(self, slot: int) -> None:
         """See :meth:`hil.link.endpoint.Endpoint.release`.
@@ -227,11 +222,7 @@ class CudaqUdpEndpoint:
         Raises:
             LinkError: nobody owns that slot.
         """
-        if not 0 <= slot < len(self._owned) or not self._owned[slot]:
-            raise LinkError(
-                "slot is not owned", got=str(slot), fix="release once, and never a busy completion"
-            )
-        self._owned[slot] = 0
+        self._slots.release(slot)
 
     def seal(self, datagram: bytearray) -> None:
         """Nothing: a datagram carries no checksum of its own."""

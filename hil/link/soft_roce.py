@@ -70,7 +70,7 @@ class SoftRoceEndpoint(PacketEndpoint):
         require_loopback(host)
         qp = 1 + secrets.randbelow(PSN_MASK) if qp is None else qp
         rkey = secrets.randbits(32) if rkey is None else rkey
-super().__init__(host, port, qp, rkey, psn_start, mtu_bytes, transport, attributes)
+        super().__init__(host, port, qp, rkey, psn_start, mtu_bytes, transport, attributes)
         self._socket = bound_socket(host, port, "soft_roce")
         self._buffer = bytearray(0x10000)
         self._view = memoryview(self._buffer)

@@ -47,7 +47,7 @@ def drain(endpoint: CudaqUdpEndpoint, wanted: int) -> list[Completion]:
 
 def content(endpoint: CudaqUdpEndpoint, slot: int) -> bytes:
     stride = endpoint.address().stride
-    return bytes(endpoint._memory[slot * stride : (slot + 1) * stride])
+    return bytes(endpoint._slots.memory[slot * stride : (slot + 1) * stride])
 
 
 def test_it_is_an_endpoint_that_counts_all_names(ends: Ends) -> None:

@@ -8,9 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hil.link.receiver import Receiver
+from hil.link.sequence import Arrival
+from hil.link.slots import Slots
 from hil.link.virtual import virtual_pair
+from hil.node.config import NodeConfig
+from hil.node.session import Session
+from hil.node.shots import Reply, Start
 from hil.wire import rpc
-from hil.wire.hsb import Stamp, WindowReader, WindowRing, window_packets
+from hil.wire.hsb import Metadata, Stamp, WindowReader, WindowRing, window_packets
 from hil.wire.roce import Flow, Packet, parse_frame
 
 DATA = Path(__file__).parents[1] / "data" / "hsb_frames"
@@ -84,6 +90,53 @@ def test_windows_built_from_their_content_are_the_recorded_frames(
         made += [flow.frame(p) for p in window_packets(ring, window.data, window.slot, psn, stamp)]
         psn = window.psn + 1
     assert made == recorded(name)
+
+
+@pytest.mark.parametrize(("name", "ring"), FILES)
+def test_our_receiver_and_node_take_the_recorded_frames(name: str, ring: WindowRing) -> None:
+    """With metadata on as well: they land behind the window, in the same slot."""
+    slots = Slots(ring.rkey, ring.base_va)
+    memory = slots.register(ring.n_slots, ring.stride)
+    memory[:] = b"\xee" * len(memory)
+    receiver, path = Receiver(ring.qp, 0, slots), Flow(BRIDGE, HOST, "192.168.0.2", "192.168.0.101")
+    done = [
+        receiver.accept(memoryview(bytearray(raw[42:])), path.path, 0) for raw in recorded(name)
+    ]
+    whole = [completion for completion in done if completion is not None]
+    length = 256 if ring.metadata else ring.window_bytes
+    assert [(c.slot, c.length, c.arrival) for c in whole] == [
+        (slot, length, Arrival.IN_ORDER) for slot in range(3)
+    ]
+    assert receiver.audit.gaps == 0
+    if not ring.metadata:
+        return
+    for completion in whole:
+        slot = bytes(memory[completion.slot * ring.stride :][: ring.stride])
+        assert slot[64:128] == bytes(64), "what lies between is not of an earlier message"
+        assert Metadata.unpack(slot[128:256]).frame_number == completion.slot
+    node = Session(
+        NodeConfig.create(
+            rack_address="127.0.0.2",
+            node_address="127.0.0.1",
+            ring_slots=ring.n_slots,
+            block_detectors=(tuple(range(8)), tuple(range(8, 16)), tuple(range(16, 24))),
+            n_observables=1,
+            envelope="nvidia",
+            start="open",
+            dem_text="not read here",
+            primary="pymatching",
+            mode="measure",
+            deadline_ps=1,
+        )
+    )
+    started: list[bytes] = []
+    for completion in whole:
+        data = memory[completion.slot * ring.stride :][: completion.length]
+        actions = node.message(data, completion.slot, 0, 0)
+        replies = [a.data for a in actions if isinstance(a, Reply)]
+        assert [rpc.parse_response(data, "nvidia").status for data in replies] == [0]
+        started += [a.detectors_b8 for a in actions if isinstance(a, Start)]
+    assert started == [b"\xa0\xa1\xa2"], "the bits of the three requests"
 
 
 def flat(frame: bytes) -> dict[str, object]:
