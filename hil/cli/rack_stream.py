@@ -86,7 +86,7 @@ def stream(
     host, port = host_and_port(to, "--to")
     own = own or lab.loaded.profile.network.rack_address
     passport.check(host, own)
-    config = lab.exchange(rack=own, node=host, passport=passport)
+    config = lab.exchange(rack=own, node=host, passport=passport, rack_qp=own_qp)
     attach: Attach
     if qp is None:
         attach = partial(Door(host, port, passport.token).attach, config)
@@ -95,7 +95,7 @@ def stream(
         attach = partial(_foreign, there, ForeignNode)
     interrupt = Interrupt("\nended at once\n", "the stream")
     with interrupt.listening():
-        result = streaming.stream(lab, config, attach, interrupt, verify=verify, qp=own_qp)
+        result = streaming.stream(lab, config, attach, interrupt, verify=verify)
     _print(result)
     if out is not None:
         write_summary(out, result.summary(lab.scenario.id))

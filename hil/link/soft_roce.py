@@ -18,8 +18,9 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from hil.errors import LinkError
-from hil.link.endpoint import Buffer, Completion, PeerAddress
-from hil.link.uc import UcEndpoint
+from hil.link.endpoint import Buffer, Completion, PeerAddress, Transport
+from hil.link.packets import PacketEndpoint
+from hil.link.rc_requester import RcAttributes
 from hil.timebase import monotonic_ps
 from hil.wire.roce import PSN_MASK, ROCE_PORT
 
@@ -35,7 +36,7 @@ _SO_MEMINFO: Final = 55
 _MEMINFO_DROPS: Final = 8
 
 
-class SoftRoceEndpoint(UcEndpoint):
+class SoftRoceEndpoint(PacketEndpoint):
     """One end of a soft-RoCE link.
 
     Args:
@@ -45,7 +46,9 @@ class SoftRoceEndpoint(UcEndpoint):
         qp: own queue pair number; random if None.
         rkey: own memory key; random if None, so that frames of an earlier run are refused.
         psn_start: PSN that this end expects first.
-        mtu_bytes: path MTU.
+        mtu_bytes: MTU of the network.
+        transport: unreliable or reliable connection.
+        attributes: limits and times of RC; None: the usual ones.
         tap: is shown every datagram to and from the peer; must not block.
         allow_remote: permission to leave this machine. Who gives it answers for who may reach the
             port (``hil.node.setup.demand_permission``).
@@ -63,6 +66,8 @@ class SoftRoceEndpoint(UcEndpoint):
         rkey: int | None = None,
         psn_start: int = 0,
         mtu_bytes: int = 1500,
+        transport: Transport = "uc",
+        attributes: RcAttributes | None = None,
         tap: Tap | None = None,
         allow_remote: bool = False,
     ) -> None:
@@ -71,8 +76,8 @@ class SoftRoceEndpoint(UcEndpoint):
             require_loopback(host)
         qp = 1 + secrets.randbelow(PSN_MASK) if qp is None else qp
         rkey = secrets.randbits(32) if rkey is None else rkey
-        super().__init__(host, port, qp, rkey, psn_start, mtu_bytes)
-        self._socket = _bound(host, port)
+        super().__init__(host, port, qp, rkey, psn_start, mtu_bytes, transport, attributes)
+        self._socket = bound_socket(host, port, "soft_roce")
         self._buffer = bytearray(0x10000)
         self._view = memoryview(self._buffer)
         self._peer_end = ("", 0)
@@ -132,13 +137,14 @@ class SoftRoceEndpoint(UcEndpoint):
                 raise LinkError("endpoint is closed", where=self._name(), got=str(error)) from error
             t_rx_ps = monotonic_ps()
             if sender != end:
-                self._receiver.drop("drop_peer")
+                self._drop("drop_peer")
                 continue
             if self._tap is not None:
                 self._tap(False, t_rx_ps, view[:length])  # noqa: FBT003 - received
-            completion = self._receiver.accept(view[:length], self._in, t_rx_ps)
+            completion = self._arrived(view[:length], t_rx_ps)
             if completion is not None:
                 found.append(completion)
+        self._timers(monotonic_ps())
         return found
 
     def fileno(self) -> int | None:
@@ -151,18 +157,14 @@ class SoftRoceEndpoint(UcEndpoint):
         self._socket.close()
 
     def _overflow(self) -> int:
-        # counted by the kernel when the receive buffer is full
-        if self._socket.fileno() < 0:
-            return self._dropped_at_close
-        info = self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 64)
-        words = struct.unpack(f"={len(info) // 4}I", info)
-        return int(words[_MEMINFO_DROPS])
+        closed = self._socket.fileno() < 0
+        return self._dropped_at_close if closed else dropped_by_kernel(self._socket)
 
     def _name(self) -> str:
         return f"soft_roce {self._host}:{self._port}"
 
 
-def require_loopback(host: str) -> None:
+def require_loopback(host: str, backend: str = "soft_roce") -> None:
     """Refuse every address outside 127.0.0.0/8.
 
     Raises:
@@ -174,14 +176,26 @@ def require_loopback(host: str) -> None:
     except ValueError:
         pass
     raise LinkError(
-        "soft_roce listens and sends on loopback only",
+        f"{backend} listens and sends on loopback only",
         got=repr(host),
         allowed="an address in 127.0.0.0/8, such as 127.0.0.1",
         fix="`hil node serve` and `hil rack stream` leave this machine with --allow-remote",
     )
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def dropped_by_kernel(opened: socket.socket) -> int:
+    """Datagrams that found the receive buffer full, as the kernel counts them."""
+    info = opened.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 64)
+    words = struct.unpack(f"={len(info) // 4}I", info)
+    return int(words[_MEMINFO_DROPS])
+
+
+def bound_socket(host: str, port: int, backend: str) -> socket.socket:
+    """A UDP socket that does not block and sends DF; ``backend`` names it in errors.
+
+    Raises:
+        LinkError: the port is taken, or the address cannot be bound.
+    """
     opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
         opened.settimeout(0.0)
@@ -193,7 +207,7 @@ def _bound(host: str, port: int) -> socket.socket:
         taken = error.errno == errno.EADDRINUSE
         raise LinkError(
             "UDP port is taken" if taken else "UDP socket could not be opened",
-            where=f"soft_roce {host}:{port}",
+            where=f"{backend} {host}:{port}",
             got=str(error),
             fix=f"stop the process that owns UDP {host}:{port} (`ss -lunp`), "
             "or choose another loopback address or udp_port"

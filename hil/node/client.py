@@ -19,8 +19,9 @@ import numpy as np
 
 from hil.errors import NodeError, UsageError
 from hil.link.endpoint import Endpoint, Prepared
-from hil.link.soft_roce import SoftRoceEndpoint, Tap
+from hil.link.soft_roce import Tap
 from hil.node.config import Launch, NodeConfig, Peer
+from hil.node.endpoints import open_endpoint, reply_slot_bytes
 from hil.node.exchange import U8, Exchange, NodeLostError, Plan, concatenate
 from hil.node.ledger import Batch, Ledger
 from hil.node.process import NodeProcess
@@ -29,7 +30,6 @@ from hil.node.stamps import NoStamps, StampReader, create_stamp_file
 from hil.timebase import MISSING_PS, PS_PER_MS, PS_PER_NS, PS_PER_S, PS_PER_US, monotonic_ps
 from hil.wire.predecode import Correction, Predecode, build_predecode, parse_correction
 from hil.wire.rpc import Status, pad, ptp_from_ns
-from hil.wire.rpc_batch import row_bytes
 
 __all__ = ["Exchange", "NodeLostError", "Plan", "RackClient"]
 
@@ -46,7 +46,6 @@ IN_PLACE_PS: Final = 100 * PS_PER_US
 """So short an uplink delay is spun away on the spot."""
 
 _HOUSEKEEPING_PS: Final = 20 * PS_PER_MS
-_REPLY_BYTES: Final = 24 + 16
 _LATE_PS: Final = PS_PER_MS
 
 
@@ -73,7 +72,6 @@ class RackClient:
         tap: is shown every frame that the rack sends or receives.
         attach: finds a node that runs already (``hil.node.remote``); it keeps its stamps.
             ``None``: a process of our own is started.
-        qp: the rack's queue pair number; random if ``None``.
 
     Raises:
         LinkError: an address is taken or not loopback.
@@ -88,7 +86,6 @@ class RackClient:
         wrap: Callable[[Endpoint], Endpoint] | None = None,
         tap: Tap | None = None,
         attach: Attach | None = None,
-        qp: int | None = None,
     ) -> None:
         self._config = config
         self._ledger = Ledger(config)
@@ -97,7 +94,7 @@ class RackClient:
         self._node_counters: dict[str, int] = {}
         self._stack = contextlib.ExitStack()
         try:
-            self._open(wrap, tap, qp)
+            self._open(wrap, tap)
             self._node = self._started(start_timeout_s) if attach is None else self._found(attach)
             self._stack.callback(self._node.close)
             self._endpoint.connect(self._node.peer)
@@ -105,24 +102,13 @@ class RackClient:
             self._stack.close()
             raise
 
-    def _open(
-        self, wrap: Callable[[Endpoint], Endpoint] | None, tap: Tap | None, qp: int | None
-    ) -> None:
+    def _open(self, wrap: Callable[[Endpoint], Endpoint] | None, tap: Tap | None) -> None:
         config = self._config
-        self._endpoint: Endpoint = SoftRoceEndpoint(
-            config.rack_address,
-            port=config.udp_port,
-            qp=qp,
-            psn_start=config.psn_start_down,
-            mtu_bytes=config.mtu_bytes,
-            tap=tap,
-            allow_remote=config.allow_remote,
-        )
+        self._endpoint: Endpoint = open_endpoint(config, "rack", tap)
         self._stack.callback(self._endpoint.close)
         if wrap is not None:
             self._endpoint = wrap(self._endpoint)
-        largest = row_bytes(_REPLY_BYTES + config.prediction_bytes)
-        self._memory = self._endpoint.register(REPLY_SLOTS, largest)
+        self._memory = self._endpoint.register(REPLY_SLOTS, reply_slot_bytes(config))
         self._stride = self._endpoint.address().stride
 
     def _found(self, attach: Attach) -> NodeHandle:

@@ -72,7 +72,9 @@ class Lab:
         """The scenario."""
         return self.loaded.scenario
 
-    def exchange(self, *, rack: str, node: str, passport: Passport) -> NodeConfig:
+    def exchange(
+        self, *, rack: str, node: str, passport: Passport, rack_qp: int | None = None
+    ) -> NodeConfig:
         """The exchange as either side configures it.
 
         The two sides need not share a clock, so the node decides no deadline: it answers with its
@@ -90,5 +92,6 @@ class Lab:
             "mode": "measure",
             "fallback": None,
             "allow_remote": passport.allow_remote,
+            "rack_qp": rack_qp,
         }
         return config.model_copy(update=changes).checked()

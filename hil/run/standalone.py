@@ -98,7 +98,8 @@ class Standalone:
         self._introduce()
         record = SessionRecord(f"{rack.host} qp {rack.qp:#x}")
         self.sessions.append(record)
-        config = self.config.model_copy(update={"rack_address": rack.host}).checked()
+        changes = {"rack_address": rack.host, "start": "open"}
+        config = self.config.model_copy(update=changes).checked()
         with self._node(config, Peer(**asdict(rack)), record) as node:
             _tell_receiver(node.peer, self.say)
             _tell_foreign(node.peer, rack, config, self.say)

@@ -145,7 +145,6 @@ def stream(
     interrupt: Interrupt,
     *,
     verify: bool = False,
-    qp: int | None = None,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> Streamed:
     """Send all shots of a scenario to a node that runs already.
@@ -156,7 +155,6 @@ def stream(
         attach: finds the node.
         interrupt: ends the stream early.
         verify: compare each answer with that of our own decoder (in the feeder, off the clock).
-        qp: our queue pair number, for a node that was told it; random if ``None``.
         progress: called with (shots done, shots wanted).
 
     Raises:
@@ -177,7 +175,7 @@ def stream(
     with (
         prompt_threads(),
         Feeder(feed) as feeder,  # it gets ready while the node does
-        RackClient(config, attach=attach, qp=qp) as client,
+        RackClient(config, attach=attach) as client,
     ):
         feeder.warm_up()
         result.fingerprints = client.fingerprints()

@@ -123,6 +123,8 @@ def check_parts(parts: Parts, document: Document) -> Iterator[Problem]:
         yield from check_rack(parts.rack, parts.qpu, document)
         if parts.links is not None:
             yield from check_links(parts.links, parts.rack, document)
+    if parts.links is not None:
+        yield from _check_envelope(parts.links, parts.expect, document)
     if parts.qpu is not None and parts.decoder is not None:
         yield from _check_ring(parts.decoder, parts.qpu, document)
     if parts.decoder is not None:
@@ -139,6 +141,22 @@ def check_parts(parts: Parts, document: Document) -> Iterator[Problem]:
         yield from _check_faults(parts.faults, parts.run, document)
         yield from _check_breaks(parts.faults, parts.decoder, document)
         yield from check_expectations(parts.expect, parts.run, document)
+
+
+def _check_envelope(
+    links: LinksSpec, expect: Mapping[str, Expectation], document: Document
+) -> Iterator[Problem]:
+    """Messages without an epoch cannot show that two epochs were mixed."""
+    for name, expectation in expect.items():
+        if links.up.envelope == "nvidia" and expectation.metric == "shots.mixed_epoch":
+            yield document.problem(
+                "E513",
+                ("expect", name, "metric"),
+                "shots.mixed_epoch cannot be seen without an epoch in the messages",
+                got="links.up.envelope: nvidia",
+                allowed="links.up.envelope: hil",
+                fix="remove this expectation, or write envelope: hil",
+            )
 
 
 def _check_cadence(qpu: QpuSpec, document: Document) -> Iterator[Problem]:

@@ -87,7 +87,7 @@ def test_a_foreign_rack_and_a_foreign_node_need_no_set_up() -> None:
     """Both ends by told numbers, as with hardware: here they happen to be ours."""
     lab = Lab.open(SCENARIO, "sil", FAST)
     here, there = f"{HOME}.3", f"{HOME}.4"
-    config = lab.exchange(rack=there, node=here, passport=Passport())
+    config = lab.exchange(rack=there, node=here, passport=Passport(), rack_qp=2)
     told: list[str] = []
     node = Standalone(lab, config, told.append, Interrupt())
     up = lab.scenario.system.links.up
@@ -106,7 +106,7 @@ def test_a_foreign_rack_and_a_foreign_node_need_no_set_up() -> None:
         peer = PeerAddress(here, up.udp_port, numbers["qp"], numbers["psn"], numbers["rkey"],
                            numbers["va"], numbers["stride"], numbers["slots"])  # fmt: skip
         result = stream.stream(
-            lab, config, lambda _receiver: ForeignNode(peer), Interrupt(), verify=True, qp=2
+            lab, config, lambda _receiver: ForeignNode(peer), Interrupt(), verify=True
         )
     finally:
         node.interrupt.name = "test"
