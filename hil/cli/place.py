@@ -1,4 +1,4 @@
-"""Addresses on the command line: ``HOST:PORT``."""
+"""Addresses and numbers on the command line: ``HOST:PORT``, ``0x1f02``."""
 
 from __future__ import annotations
 
@@ -22,3 +22,15 @@ def host_and_port(text: str, option: str, default_port: int | None = None) -> tu
             allowed="HOST:PORT, such as 127.0.0.1:47910",
         )
     return host, int(port)
+
+
+def number(value: str | int) -> int:
+    """A number, also in hex (a default is one already).
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        return int(str(value), 0)
+    except ValueError:
+        raise UsageError("not a number", got=str(value), allowed="digits, or 0x and hex") from None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from hil.cli import board
 from hil.cli.complete import racks
 from hil.cli.rack_stream import stream
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Racks: fit or show a profile, stream to a node.")
 app.command()(stream)
+app.add_typer(board.app, name="board")
 
 
 @app.command()

@@ -8,21 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hil.cli.complete import profiles
-from hil.cli.place import host_and_port
-from hil.errors import UsageError
+from hil.cli.place import host_and_port, number
 
 if TYPE_CHECKING:
     from hil.link.endpoint import PeerAddress
     from hil.node.remote import Attach, ForeignNode
     from hil.run.stream import Streamed
-
-
-def _number(value: str | int) -> int:
-    """A number, also in hex (a default is one already)."""
-    try:
-        return int(str(value), 0)
-    except ValueError:
-        raise UsageError("not a number", got=str(value), allowed="digits, or 0x and hex") from None
 
 
 def stream(
@@ -41,10 +32,10 @@ def stream(
         str | None, typer.Option("--from", help="Own address.  [default: network.rack_address]")
     ] = None,
     qp: Annotated[
-        int | None, typer.Option(parser=_number, help="Queue pair of a foreign node.")
+        int | None, typer.Option(parser=number, help="Queue pair of a foreign node.")
     ] = None,
-    rkey: Annotated[int, typer.Option(parser=_number, help="Foreign node: memory key.")] = 0,
-    va: Annotated[int, typer.Option(parser=_number, help="Foreign node: address of slot 0.")] = 0,
+    rkey: Annotated[int, typer.Option(parser=number, help="Foreign node: memory key.")] = 0,
+    va: Annotated[int, typer.Option(parser=number, help="Foreign node: address of slot 0.")] = 0,
     stride: Annotated[int, typer.Option(help="Foreign node: bytes from slot to slot.")] = 256,
     slots: Annotated[
         int | None, typer.Option(help="Foreign node: slots.  [default: decoder.ring.slots]")
@@ -52,7 +43,7 @@ def stream(
     psn: Annotated[int, typer.Option(help="Foreign node: first PSN that it expects.")] = 0,
     own_qp: Annotated[
         int | None,
-        typer.Option(parser=_number, help="Foreign node: our queue pair.  [default: random]"),
+        typer.Option(parser=number, help="Foreign node: our queue pair.  [default: random]"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Summary as JSON.")] = None,
     token_file: Annotated[

@@ -19,7 +19,7 @@ from gpu_decoder.edges import EdgeMatrices, edge_matrices
 from hil.device.circuits import CodeCircuit
 from hil.device.measurements import MeasurementLayout, measurement_layout
 from hil.device.sampler import U8, StimSampler
-from hil.errors import ScenarioError
+from hil.errors import ScenarioError, UsageError
 from hil.run.parts import build_circuits
 from hil.scenario.load import load_scenario
 from hil.trace.exchange.cudaq_yaml import Matcher, write_config
@@ -99,6 +99,31 @@ def server_matching(edges: EdgeMatrices) -> Any:  # noqa: ANN401 - pymatching.Ma
         weights=np.log((1 - edges.priors) / edges.priors),
         faults_matrix=edges.observables,
     )
+
+
+def read_playback(folder: Path, first_shot: int = 0) -> U8:
+    """Frames uint8 [n, L] of as many shots from ``first_shot`` on as one load of a player holds.
+
+    Raises:
+        UsageError: the folder holds no playback data, or no such shot.
+    """
+    try:
+        told = json.loads((folder / DESCRIPTION).read_text())
+        shape = tuple(int(told[k]) for k in ("shots", "frames_per_shot", "frame_bytes"))
+        per_load = int(told["shots_per_load"])
+        frames = np.memmap(folder / FRAMES, np.uint8, "r", shape=shape)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            "no playback data", where=str(folder), got=str(error),
+            fix="make them with `hil export cudaq-config`",
+        ) from error  # fmt: skip
+    if not per_load or first_shot >= shape[0]:
+        raise UsageError(
+            "no such shot to load", got=f"shot {first_shot}, {per_load} shots a load",
+            allowed=f"0..{shape[0] - 1}; a shot must fit the player",
+        )  # fmt: skip
+    chosen = np.array(frames[first_shot : first_shot + per_load])
+    return chosen.reshape(-1, shape[2])
 
 
 class _Export:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stand_ins.hsb_board import Board, Dialect
 
+from hil.cli import main
 from hil.errors import LinkError, WireError
 from hil.link.control_plane import PLAYER, PLAYER_RAM, ControlPlane, DataPlane
 from hil.wire.ecb import (
@@ -249,3 +251,33 @@ def test_the_analyser_is_armed_and_read() -> None:
         assert control.recorded().frames() == []
     ((begin, data),) = samples.frames()
     assert (begin, len(data)) == (100, 128)
+
+
+def test_the_commands_of_a_board(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Set up, load a shot of an export, play it, read what came back."""
+    frames = np.random.default_rng(2).integers(0, 256, (2, 3, 64), dtype=np.uint8)
+    frames.tofile(tmp_path / "playback.bin")
+    told = {"shots": 2, "frames_per_shot": 3, "frame_bytes": 64, "shots_per_load": 1}
+    (tmp_path / "playback.json").write_text(json.dumps(told))
+    with Board() as board:
+        address = ["--address", f"127.0.0.1:{board.port}"]
+        where = ["--host", "127.0.0.1", "--mac", "12:34:56:78:9a:bc", "--qp", "0x41", "--rkey", "7",
+                 "--va", "0x10000000", "--stride", "256", "--slots", "64",
+                 "--window", "64"]  # fmt: skip
+        assert main(["rack", "board", "info", *address]) == 0
+        assert main(["rack", "board", "setup", *address, *where]) == 0
+        assert main(["rack", "board", "play", *address, str(tmp_path), "--first", "1"]) == 0
+        assert main(["rack", "board", "ila", *address, "--arm"]) == 0
+        board.registers[0x4000_0084] = 1
+        board.registers[0x4010_0000] = 0x43555153
+        board.registers[0x4010_0000 + 16 * 0x8000] = 1 | 2 | 3 << 2 | 250 << 9
+        assert main(["rack", "board", "ila", *address]) == 0
+        assert main(["rack", "board", "play", *address, str(tmp_path), "--first", "2"]) == 2
+    printed = capfd.readouterr()
+    assert "IP version 0x2606" in printed.out
+    assert "250 53515543" in printed.out
+    assert "no such shot to load" in printed.err
+    assert board.registers[0x0200_0308] == 4791  # our socket hears one port only
+    words = [board.registers[PLAYER_RAM + i * 2048] for i in range(16)]
+    assert np.array(words, "<u4").tobytes() == frames[1, 0].tobytes()
+    assert board.registers[PLAYER + 0x10] == 3
