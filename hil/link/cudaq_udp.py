@@ -39,6 +39,7 @@ from hil.wire.roce import MAX_SLOTS
 SHORT: Final = "rx_short"
 """Counter of its own: datagrams shorter than a slot, filled up with zeros."""
 
+_KIND: Final[Kind] = "send"  # bound by the order of arrival alone
 _JUNK_PER_POLL: Final = 1024
 _LARGEST: Final = 0xFFFF - 28
 _SEND_WAIT_S: Final = 1.0
@@ -203,7 +204,7 @@ class CudaqUdpEndpoint:
         """Store one datagram in the next slot, or say that it is owned; None: too long."""
         slots, slot = self._slots, self._slots.next_send
         size = slots.stride
-        if length > size:
+        if not size or length > size:
             self._counts["drop_length"] += 1
             return None
         self._buffer[length:size] = bytes(size - length)
@@ -213,8 +214,8 @@ class CudaqUdpEndpoint:
         if not busy:
             slots.store(slot, 0, self._buffer[:size])
             slots.hand_over(slot, send=True)
-        header, kind = bytes(self._buffer[:HEADER_BYTES]), "send"
-        return Completion(slot, 0, 0, size, t_rx_ps, busy, kind, header, Arrival.IN_ORDER)
+        header = bytes(self._buffer[:HEADER_BYTES])
+        return Completion(slot, 0, 0, size, t_rx_ps, busy, _KIND, header, Arrival.IN_ORDER)
 
     def release(self, slot: int) -> None:
         """See :meth:`hil.link.endpoint.Endpoint.release`.

@@ -248,6 +248,8 @@ class NodeConfig(_Model):
             _refuse("predecoders", str(len(self.predecoders)), f"one for each of {models} models")
         if self.predecode and self.start == "open":
             _refuse("predecode", "start: open", "start agreed: its request id is the shot's number")
+        if self.more_dem_texts and self.start == "open":
+            _refuse("more_dem_texts", "start: open", "one model: whose turn it is nobody knows")
         if self.predecode and self.n_observables != 1:
             _refuse("predecode", f"{self.n_observables} observables", "1: its answer is a parity")
         if self.mode == "decide" and self.fallback is not None:

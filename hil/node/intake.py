@@ -43,7 +43,8 @@ MAX_JUMP: Final = 1 << 22
 """A counter further ahead than this is not believed."""
 
 MAX_UNVERIFIED_SHOTS: Final = 4
-"""The same in shots for a refused frame, whose end-to-end CRC cannot be checked."""
+"""The same in shots where one field alone tells the counter and no end-to-end CRC protects it: of a
+refused frame, and of a request for corrections without envelope."""
 
 PROTOCOL_ERROR: Final = -1
 """Status of a readable message with an unknown function id."""
@@ -300,9 +301,11 @@ class Intake:
             is_get, counter = False, request.counter - self._origin
         consistent = counter >= 0 and (counter + self._origin) & _RID_MASK == request.request_id
         right_kind = (counter % self._per_shot == self._config.n_blocks) == is_get
-        if self._config.start == "open" and consistent and not right_kind:
+        jump = MAX_UNVERIFIED_SHOTS * self._per_shot if self._bare and is_get else MAX_JUMP
+        believed = consistent and self._plausible(counter, jump)
+        if self._config.start == "open" and believed and not right_kind:
             self._origin = None  # it began inside a shot: begin anew, rather than splice shots
-        return counter if consistent and right_kind and self._plausible(counter) else None
+        return counter if believed and right_kind else None
 
     def _extend(self, request_id: int) -> int:
         """The counter nearest to the expected one that has this ``request_id``."""

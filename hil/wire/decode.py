@@ -8,10 +8,12 @@ behind it (``rpc.Cause``) would not take the frame, or None. What depends on the
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, Final
 
 from hil.errors import WireError
 from hil.wire import rpc
+from hil.wire.hsb import METADATA_BYTES, Metadata
 from hil.wire.icrc import ICRC_BYTES, icrc_of_headers
 from hil.wire.predecode import PREDECODE, parse_predecode
 from hil.wire.roce import (
@@ -30,6 +32,7 @@ _FUNCTIONS: Final = {
     rpc.SET_EPOCH: "set_epoch",
     PREDECODE: "predecode",
 }
+_METADATA_FLAGS: Final = 4
 _TAKEN: Final = frozenset({Opcode.UC_WRITE_ONLY, Opcode.UC_WRITE_ONLY_IMM, Opcode.UC_SEND_ONLY})
 
 
@@ -63,7 +66,7 @@ def decode(frame: bytes) -> dict[str, Any]:
     if found.packet.aeth:
         fields |= {"syndrome": found.packet.aeth.syndrome, "msn": found.packet.aeth.msn}
     fields |= {"payload_len": len(found.packet.payload), "icrc_ok": found.icrc_ok}
-    message, cause = _message(found.packet.payload)
+    message, cause = _metadata(found) or _message(found.packet.payload)
     if bth.opcode == Opcode.UC_WRITE_ONLY and cause == "length":
         cause = None  # the first part of a message that later frames complete
     return fields | message | {"drop": _refused(found) or cause}
@@ -112,6 +115,22 @@ def _refused(found: Frame) -> str | None:
         "drop_imm": imm_psn == bth.psn & 0xFFFFF,
     }
     return next((cause for cause, good in checks.items() if not good), None)
+
+
+def _metadata(found: Frame) -> tuple[dict[str, Any], str | None] | None:
+    """Key ``metadata`` of a frame in which the sensor bridge tells about a window, else ``None``.
+
+    No message begins with the flags and the PSN of the very packet that carries it.
+    """
+    packet = found.packet
+    if packet.bth.opcode != Opcode.UC_WRITE_ONLY_IMM or len(packet.payload) != METADATA_BYTES:
+        return None
+    try:
+        metadata = Metadata.unpack(packet.payload)
+    except WireError:
+        return None
+    own = metadata.psn == packet.bth.psn and metadata.flags < _METADATA_FLAGS
+    return ({"metadata": asdict(metadata)}, None) if own else None
 
 
 def _message(payload: bytes) -> tuple[dict[str, Any], str | None]:

@@ -231,11 +231,17 @@ def test_misuse_is_refused(ends: Ends) -> None:
         CudaqUdpEndpoint("0.0.0.0")
     with pytest.raises(LinkError, match="port is taken"):
         CudaqUdpEndpoint("127.0.0.1", port=node.address().port)
-    bare = CudaqUdpEndpoint("127.0.0.3")
+    bare = CudaqUdpEndpoint("127.0.0.3", any_peer=True)
     with pytest.raises(LinkError, match="no memory"):
         bare.address()
     with pytest.raises(LinkError, match="no peer"):
         bare.post_send(b"x")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as anybody:
+        for datagram in (b"", b"x"):
+            anybody.sendto(datagram, ("127.0.0.3", bare._port))
+    end = time.monotonic() + 5
+    while bare.counters()["drop_length"] < 2 and time.monotonic() < end:
+        assert bare.poll(4) == [], "there is no memory yet"
     bare.close()
     with pytest.raises(LinkError, match="closed"):
         bare.poll(1)

@@ -16,6 +16,7 @@ from hil.node.config import NodeConfig
 from hil.node.session import Session
 from hil.node.shots import Reply, Start
 from hil.wire import rpc
+from hil.wire.decode import decode
 from hil.wire.hsb import Metadata, Stamp, WindowReader, WindowRing, window_packets
 from hil.wire.roce import Flow, Packet, parse_frame
 
@@ -185,3 +186,15 @@ def test_frames_of_our_endpoint_differ_in_declared_fields_only(how: str) -> None
         assert ours.keys() == bridge.keys()
         differing = {key for key in ours if ours[key] != bridge[key]}
         assert differing == DECLARED
+
+
+def test_metadata_frames_in_words() -> None:
+    frames = [decode(raw) for raw in recorded("hsb_window64_meta.txt")]
+    assert [fields["drop"] for fields in frames] == [None] * 6
+    assert [("metadata" in fields, "rpc" in fields) for fields in frames[:2]] == [
+        *((False, True), (True, False)),
+    ]
+    assert frames[1]["metadata"] == {
+        **{"flags": 0, "psn": 1, "window_crc": 0x5BF08467, "first_data_ns": 99_950},
+        **{"valid_bytes": 64, "frame_number": 0, "created_ns": 100_110},
+    }

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpu_decoder.protocol import Reason
 from hil.errors import UsageError
@@ -17,7 +19,7 @@ from hil.wire import rpc
 from hil.wire.rpc import Response, Status
 from tests.stand_ins.nvidia_server import NvidiaServer
 from tests.unit import node_peer
-from tests.unit.node_peer import DECIDE, OBSERVABLES, SLOTS, Peer, decoded
+from tests.unit.node_peer import DECIDE, OBSERVABLES, SLOTS, Peer, R, decoded
 
 SIZES = (3, 3, 3)
 BARE = {"envelope": "nvidia", "start": "open", "block_detectors": ((0, 1, 2), (3, 4, 5), (6, 7, 8))}
@@ -207,6 +209,7 @@ def test_the_node_applies_d_of_each_model_to_raw_measurements() -> None:
         block_measurements=(2, 3, 4),
         detector_maps=MAPS,
         more_dem_texts=("a second model",),
+        start="agreed",
     )
     rack = ForeignRack(made)
     rng = np.random.default_rng(3)
@@ -242,6 +245,7 @@ def test_the_node_applies_d_of_each_model_to_raw_measurements() -> None:
             "detector_maps",
         ),
         ({"predecode": True, "n_observables": 1}, "predecode"),
+        ({"more_dem_texts": ("a second model",)}, "more_dem_texts"),
     ],
 )
 def test_configurations_that_contradict_themselves(changes: dict[str, object], field: str) -> None:
@@ -307,3 +311,59 @@ def test_every_status_is_produced_without_an_envelope_too() -> None:
     assert early is not None
     found.add(rpc.parse_response(early, "nvidia").status)
     assert found == {*Status, -1}
+
+
+# -- whatever happens on the way -----------------------------------------------------------------
+
+FATES = st.lists(
+    st.tuples(st.sampled_from(["lost", "copied", "late", "spoiled"]), st.integers(0, 63)),
+    max_size=12,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(fates=FATES, first=st.integers(0, 70), seed=st.integers(0, 2**16))
+def test_no_window_ever_holds_bits_of_two_shots(
+    fates: list[tuple[str, int]], first: int, seed: int
+) -> None:
+    """Each shot has bits of its own; the stream may begin anywhere inside one."""
+    sent: list[bytes] = []
+    for shot in range(16):
+        bits = [shot >> k % 4 & 1 for k in range(9)]
+        for block in range(PER_SHOT):
+            counter = first + shot * PER_SHOT + block
+            if block == R:
+                request: rpc.Request = rpc.GetCorrections(counter, 0, 0, OBSERVABLES, 1, None)
+            else:
+                packed = np.packbits(bits[3 * block : 3 * block + 3], bitorder="little").tobytes()
+                request = rpc.EnqueueSyndromes(counter, 0, 0, counter, 3, packed, None)
+            sent.append(rpc.pad(rpc.build_request(request)))
+    rng = np.random.default_rng(seed)
+    arrivals: list[tuple[float, int, bytes]] = []
+    by_place = {place: fate for fate, place in fates}
+    for place, whole in enumerate(sent):
+        fate, data = by_place.get(place, ""), whole
+        slot = (first + place) % SLOTS
+        if fate == "spoiled":  # magic to time stamp: nothing but the ICRC protects the rest
+            at = int(rng.integers(0, 24))
+            flipped = whole[at] ^ 1 << int(rng.integers(0, 8))
+            data = whole[:at] + bytes([flipped]) + whole[at + 1 :]
+        if fate != "lost":
+            arrivals.append((place + (rng.uniform(0, 9) if fate == "late" else 0), slot, data))
+        if fate == "copied":
+            arrivals.append((place + rng.uniform(0, 9), slot, data))
+    rack, windows = ForeignRack(bare()), 0
+    for now_ps, (_, slot, data) in enumerate(sorted(arrivals)):
+        rack.peer.take(rack.session.message(memoryview(data), slot, now_ps, now_ps), "nvidia")
+        while windows < len(rack.peer.starts):
+            start = rack.peer.starts[windows]
+            packed = np.frombuffer(start.detectors_b8, np.uint8)
+            window = np.unpackbits(packed, count=9, bitorder="little").tolist()
+            assert window[4:8] == window[:4], "of one shot alone"
+            assert window[8] == window[0]
+            windows += 1
+            done = rack.session.primary_done(start.shot, decoded(now_ps, b"\1\0"), now_ps)
+            rack.peer.take(done, "nvidia")
+    touched = {place // PER_SHOT for place in by_place}
+    assert windows == 16 or touched
+    assert windows >= 16 - 3 * len(touched), "nobody else pays for it"
