@@ -43,6 +43,7 @@ def serve(
     ] = None,
     rack_qp: Annotated[int, typer.Option(help="With --rack: queue pair of its replies.")] = 2,
     rack_psn: Annotated[int, typer.Option(help="With --rack: PSN of the first reply.")] = 0,
+    psn: Annotated[int, typer.Option(help="With --rack: PSN that it begins with.")] = 0,
     sessions: Annotated[
         int | None, typer.Option(min=1, help="End after so many sessions.  [default: on Ctrl-C]")
     ] = None,
@@ -80,6 +81,8 @@ def serve(
     network = lab.loaded.profile.network
     away = there or (network.rack_address if network.rack_address != host else "127.0.0.2")
     exchange = lab.exchange(rack=away, node=host, passport=passport)
+    if there:
+        exchange = exchange.model_copy(update={"psn_start_up": psn}).checked()
     interrupt = Interrupt("\nended at once\n", "the node")
     served = Standalone(lab, exchange, typer.echo, interrupt, sessions)
     with interrupt.listening():

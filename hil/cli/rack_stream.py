@@ -85,8 +85,9 @@ def stream(
     if qp is None:
         config = config.model_copy(update={"psn_start_down": randbelow(PSN_MASK + 1)})
         attach = partial(Door(host, port, passport.token).attach, config)
-    else:  # the node was told our queue pair, and takes our first PSN from the scenario
-        config = config.model_copy(update={"rack_qp": own_qp})
+    else:  # the node was told our queue pair; replies of foreign nodes begin with PSN 0
+        told = {"rack_qp": own_qp, "psn_start_down": 0, "reply_bytes": stride}
+        config = config.model_copy(update=told)
         there = PeerAddress(host, port, qp, psn, rkey, va, stride, config.ring_slots)
         attach = partial(_foreign, there, ForeignNode)
     interrupt = Interrupt("\nended at once\n", "the stream")

@@ -151,6 +151,7 @@ class NodeConfig(_Model):
         mtu_bytes: path MTU of both directions.
         allow_remote: addresses may lie outside this machine.
         rack_qp: queue pair of the rack, for a node that was told it; random if ``None``.
+        reply_bytes: least size of a reply slot, for a node whose replies fill a whole slot.
     """
 
     rack_address: str
@@ -195,6 +196,7 @@ class NodeConfig(_Model):
     mtu_bytes: Annotated[int, Field(ge=256, le=4096)] = 1500
     allow_remote: bool = False
     rack_qp: Annotated[int, Field(ge=1, lt=1 << 24)] | None = None
+    reply_bytes: NonNegative = 0
 
     @classmethod
     def create(cls, **fields: object) -> NodeConfig:

@@ -51,4 +51,4 @@ def slot_bytes(config: NodeConfig) -> int:
 
 def reply_slot_bytes(config: NodeConfig) -> int:
     """Bytes of a slot that holds any reply of this configuration."""
-    return row_bytes(_REPLY_BYTES + config.prediction_bytes)
+    return max(config.reply_bytes, row_bytes(_REPLY_BYTES + config.prediction_bytes))

@@ -47,7 +47,7 @@ _LONG: Final = 64
 _OWN_AFFAIR: Final = frozenset(
     (
         *("rack_address", "node_address", "psn_start_up", "psn_start_down", "allow_remote"),
-        *("rack_qp", "start"),
+        *("rack_qp", "start", "reply_bytes"),
         *("primary", "predecoders", "primary_workers", "fallback", "fallback_workers"),
         *("fallback_when", "mode", "deadline_ps", "primary_deadline_ps", "primary_pred_ps"),
         *("way_back_pred_ps", "fallback_pred", "gap_timeout_ps", "answer_timeout_ps"),
@@ -81,7 +81,7 @@ class Receiver(_Line):
 
     host: str = Field(max_length=15)
     port: Annotated[int, Field(ge=1, le=0xFFFF)]
-    qp: Annotated[int, Field(ge=1, le=MAX_QP)]
+    qp: Annotated[int, Field(ge=0, le=MAX_QP)]  # 0 where the network has none
     psn: Annotated[int, Field(ge=0, le=PSN_MASK)]
     rkey: Annotated[int, Field(ge=0, lt=1 << 32)]
     base_va: Annotated[int, Field(ge=0, lt=1 << 63)]

@@ -12,6 +12,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hil.cli import main
@@ -22,13 +23,17 @@ from hil.node.lobby import Lobby
 from hil.node.remote import Door, ForeignNode
 from hil.node.setup import SetupError
 from hil.run import stream
+from hil.run.export_cudaq import CONFIG, export_cudaq, server_matching
 from hil.run.interrupt import Interrupt
 from hil.run.lab import Lab, Passport
 from hil.run.standalone import REPLY_STRIDE, Standalone
+from hil.trace.exchange.cudaq_yaml import read_matcher
+from tests.stand_ins.nvidia_server import NvidiaServer, UdpServer
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENARIO = ROOT / "scenarios" / "surface_d5.yaml"
 HOME = f"127.31.{os.getpid() % 250}"
+TOKEN = b"0123456789abcdef"
 SHOTS = 60
 FAST = (
     "bind.profiles.sil.rack.pace=20", f"run.shots={SHOTS}", "run.warmup.shots=0", "expect={}",
@@ -120,6 +125,34 @@ def test_a_foreign_rack_and_a_foreign_node_need_no_set_up() -> None:
     assert any(line.startswith("HSB:") for line in told)
 
 
+@pytest.mark.slow
+def test_a_model_of_nvidias_server_decodes_what_was_exported_for_it(tmp_path: Path) -> None:
+    """The server forms the events by the D of our YAML and matches on its H; we stream to it."""
+    theirs = (
+        *FAST, "bind.profiles.sil.network.backend=cudaq_udp", "system.decoder.primary=pymatching",
+        "system.links.up.envelope=nvidia", "system.links.up.payload=measurements",
+    )  # fmt: skip
+    done = export_cudaq(SCENARIO, tmp_path / "set", bind="sil", overrides=theirs)
+    told = read_matcher(tmp_path / "set" / CONFIG)
+    matching = server_matching(told.edges)
+
+    def decode(bits: list[int]) -> list[int]:
+        events = [sum(bits[k] for k in row) % 2 for row in told.rows]
+        return [int(bit) for bit in matching.decode(np.array(events, np.uint8))]
+
+    out = tmp_path / "rack.json"
+    model = NvidiaServer(done.n_measurements, 1, decode)
+    with UdpServer(model, f"{HOME}.7") as server:
+        words = ["rack", "stream", str(SCENARIO), "--bind", "sil", "--from", f"{HOME}.8",
+                 "--to", f"{server.host}:{server.port}", "--qp", "0", "--stride", "256",
+                 "--slots", "8", "--out", str(out), "--verify"]  # fmt: skip
+        code = main(words + [word for change in theirs for word in ("--set", change)])
+    found = json.loads(out.read_text())
+    assert code == 0, found
+    assert (found["answered"], found["answers"]["unlike_own_decoder"]) == (SHOTS, 0)
+    assert model.decoders[0].decodes == SHOTS
+
+
 def test_two_sides_that_differ_are_named_and_a_second_rack_is_sent_away() -> None:
     lab = Lab.open(SCENARIO, "sil", FAST)
     other = Lab.open(SCENARIO, "sil", [*FAST, "system.decoder.ring.slots=64"])
@@ -127,10 +160,10 @@ def test_two_sides_that_differ_are_named_and_a_second_rack_is_sent_away() -> Non
     told: list[str] = []
     config = lab.exchange(rack=there, node=here, passport=Passport())
     node = Standalone(lab, config, told.append, Interrupt())
-    lobby = Lobby(here, 0, None)
+    lobby = Lobby(here, 0, TOKEN)
     serving = threading.Thread(target=node.serve, args=(lobby,))
     serving.start()
-    door = Door(*lobby.address)
+    door = Door(*lobby.address, TOKEN)
     receiver = PeerAddress(there, 4791, 5, 0, 7, 0, 4096, 1)
     try:
         unlike = other.exchange(rack=there, node=here, passport=Passport())
@@ -159,8 +192,8 @@ def _asks_for_replies_elsewhere(door: Door, receiver: PeerAddress) -> None:
         greeting = setup.read_greeting(connection.recv(setup.LINE_BYTES))
         nonces = setup.Nonces(greeting.nonce, setup.fresh_nonce())
         body = {"nonce": nonces.rack, "facts": {}, "peer": asdict(receiver), "gap_timeout_ps": 1}
-        connection.sendall(setup.signed(body, "rack", nonces, None))
-        setup.read_welcome(connection.recv(setup.LINE_BYTES), nonces, None)
+        connection.sendall(setup.signed(body, "rack", nonces, TOKEN))
+        setup.read_welcome(connection.recv(setup.LINE_BYTES), nonces, TOKEN)
 
 
 def test_an_address_outside_needs_flag_and_token(capfd: pytest.CaptureFixture[str]) -> None:

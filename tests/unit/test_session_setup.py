@@ -96,7 +96,7 @@ def test_a_refusal_carries_its_reason() -> None:
 
 @pytest.mark.parametrize(
     ("part", "value"),
-    [("n_slots", 4097), ("n_slots", 0), ("stride", 1 << 21), ("stride", 64), ("qp", 0),
+    [("n_slots", 4097), ("n_slots", 0), ("stride", 1 << 21), ("stride", 64), ("qp", -1),
      ("qp", 1 << 24), ("psn", 1 << 24), ("rkey", -1), ("port", 0), ("base_va", 1 << 63)],
 )  # fmt: skip
 def test_numbers_beyond_the_limits_of_a_session_are_refused(part: str, value: int) -> None:
