@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from hil.cli.complete import profiles
 from hil.cli.place import host_and_port
 from hil.errors import UsageError
-
-if TYPE_CHECKING:
-    from hil.run.standalone import Standalone
 
 app = typer.Typer(no_args_is_help=True, help="Decoder node: alone, for racks from anywhere.")
 
@@ -97,11 +94,7 @@ def serve(
                 lobby.close()
     if out is not None:
         write_summary(out, served.summary())
-    raise typer.Exit(_exit_code(served))
-
-
-def _exit_code(served: Standalone) -> int:
-    return 3 if any(one.ended.startswith("the node") for one in served.sessions) else 0
+    raise typer.Exit(3 if any(one.failed for one in served.sessions) else 0)
 
 
 def _serve_parent(config: str) -> int:

@@ -36,6 +36,7 @@ from hil.wire.roce import PSN_MASK
 REPLY_STRIDE: Final = 4096
 """Slot size taken for a foreign rack: it limits our replies, which are far smaller."""
 
+_NORMAL: Final = ("orderly", "the rack hung up", "interrupted here")
 _WAIT_S: Final = 0.2
 _START_S: Final = 120.0
 Say = Callable[[str], None]
@@ -58,6 +59,11 @@ class SessionRecord:
     ended: str = "orderly"
     counters: dict[str, int] = field(default_factory=dict)
     decode_ns: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it was this side that could not go on."""
+        return self.ended not in _NORMAL
 
 
 @dataclass
@@ -98,6 +104,7 @@ class Standalone:
         self._introduce()
         record = SessionRecord(f"{rack.host} qp {rack.qp:#x}")
         self.sessions.append(record)
+        begin = time.monotonic()
         changes = {"rack_address": rack.host, "start": "open"}
         config = self.config.model_copy(update=changes).checked()
         with self._node(config, Peer(**asdict(rack)), record) as node:
@@ -108,6 +115,7 @@ class Standalone:
             if not self.interrupt:
                 record.ended = f"the node died: {node.epitaph()}"
             record.counters = node.end(None)
+        record.seconds = round(time.monotonic() - begin, 3)
         self._tell_end(record)
 
     def summary(self) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def test_time_of_a_sample_has_64_bits() -> None:
     assert samples.n_bytes[0] == 64
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=40))
 def test_no_datagram_raises_but_a_wire_error(data: bytes) -> None:
     for request in (build_read([4, 8], 7), build_read([4], 7), build_write([(4, 1)], 7)):

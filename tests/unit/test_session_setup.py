@@ -117,7 +117,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=200) | JSON.map(lambda data: json.dumps(data).encode()))
 def test_garbage_is_a_setup_error_and_nothing_else(text: bytes) -> None:
     for read in (
@@ -261,7 +261,7 @@ def test_who_is_slow_or_talks_too_much_is_hung_up_on(lobby: Lobby) -> None:
     assert lobby.count == {"too_long": 1, "too_slow": 1}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.binary(min_size=1, max_size=300))
 def test_garbage_at_the_door_leaves_nothing_behind(text: bytes) -> None:
     lobby = Lobby("127.0.0.1", 0, None)
