@@ -164,9 +164,9 @@ def fuzzed() -> str:
     seconds = time.monotonic() - begin
     more = _paragraph(
         f"Reliable connection: {reliable.frames:,} mutations (seed {FUZZ_SEED}) of requests and",
-        f"acknowledgements in {seconds:.0f} s: no exception, every fate as the rule says, memory and",
-        "canaries as they must be, no change of a pair by a refused datagram, and every message of",
-        'the client delivered. "mine": the packet in turn, though changed, at a pair of its own:',
+        f"acknowledgements in {seconds:.0f} s: no exception, every fate as the rule says, memory",
+        "and canaries as they must be, no change of a pair by a refused datagram, every message",
+        'of the client delivered. "mine": the packet in turn, though changed, at a pair of its own:',
     )
     return f"{prose}\n{_fates(tally.fates)}\n{more}\n{_fates(reliable.fates)}"
 
