@@ -166,7 +166,7 @@ def fuzzed() -> str:
         f"Reliable connection: {reliable.frames:,} mutations (seed {FUZZ_SEED}) of requests and",
         f"acknowledgements in {seconds:.0f} s: no exception, every fate as the rule says, memory",
         "and canaries as they must be, no change of a pair by a refused datagram, every message",
-        'of the client delivered. "mine": the packet in turn, though changed, at a pair of its own:',
+        'of the client delivered. "mine": the packet in turn, changed, at a pair of its own:',
     )
     return f"{prose}\n{_fates(tally.fates)}\n{more}\n{_fates(reliable.fates)}"
 

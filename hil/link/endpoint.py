@@ -52,9 +52,9 @@ class Completion:
     """Receive completion of a write-with-immediate or a send.
 
     ``slot`` tells where the payload lies (``length`` bytes) unless ``busy``: then nothing was
-    written and nothing must be released. ``imm`` is 0 where there is none. ``t_rx_ps`` is the host's
-    monotonic clock right after the packet was taken from the network. ``header``: the first 24
-    payload bytes (fewer if the payload is shorter). ``arrival``: what the PSN audit says; a busy
+    written and nothing must be released. ``imm`` is 0 where there is none. ``t_rx_ps`` is the
+    host's monotonic clock right after the packet was taken from the network. ``header``: the first
+    24 payload bytes (fewer if the payload is shorter). ``arrival``: what the PSN audit says; a busy
     completion may also be the copy of a frame whose original still owns the slot.
     """
 
