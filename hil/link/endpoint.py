@@ -1,10 +1,11 @@
 """What a link endpoint is: registered memory, one peer, posts, completions, counters.
 
-An endpoint is a UC queue pair as NVIDIA's sensor bridge uses it: no acknowledgement, no
-retransmission, one packet per message unless a write is longer than a packet. A slot is *owned* by
-the receiving application from the completion until :meth:`Endpoint.release`; a frame for an owned
-slot is never written, but its completion says ``busy`` and carries the header, so that the
-application can answer BUSY.
+An endpoint is one queue pair, on an unreliable connection (UC) as NVIDIA's sensor bridge uses it
+(no acknowledgement, no retransmission), or on a reliable one (RC: every message arrives once and in
+order, or the pair goes into error). A slot is *owned* by the receiving application from the
+completion until :meth:`Endpoint.release`; a frame for an owned slot is never written. On UC its
+completion says ``busy`` and carries the header, so that the application can answer BUSY; on RC the
+sender is told to come again later (RNR).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from hil.link.sequence import Arrival
 
 Kind: TypeAlias = Literal["write_imm", "send"]
+Transport: TypeAlias = Literal["uc", "rc"]
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Stage: TypeAlias = Callable[[bytes], Iterable[bytes]]
 """What stands between an endpoint and its wire: one datagram in, any number of datagrams out."""
@@ -50,9 +52,9 @@ class Completion:
     """Receive completion of a write-with-immediate or a send.
 
     ``slot`` tells where the payload lies (``length`` bytes) unless ``busy``: then nothing was
-    written and nothing must be released. ``imm`` is 0 for a send. ``t_rx_ps`` is the host's
-    monotonic clock right after the packet was taken from the network. ``header``: the first 24
-    payload bytes (fewer if the payload is shorter). ``arrival``: what the PSN audit says; a busy
+    written and nothing must be released. ``imm`` is 0 where there is none. ``t_rx_ps`` is the
+    host's monotonic clock right after the packet was taken from the network. ``header``: the first
+    24 payload bytes (fewer if the payload is shorter). ``arrival``: what the PSN audit says; a busy
     completion may also be the copy of a frame whose original still owns the slot.
     """
 
@@ -84,7 +86,25 @@ class Prepared:
 
 @runtime_checkable
 class Endpoint(Protocol):
-    """One end of a link. All calls come from one thread; none blocks."""
+    """One end of a link. All calls come from one thread; none blocks.
+
+    A post that finds the send queue full, or the pair in error, is refused and counted
+    (``tx_refused``), never waited for; both can happen on RC only.
+    """
+
+    @property
+    def transport(self) -> Transport:
+        """Unreliable or reliable connection."""
+        ...
+
+    @property
+    def error(self) -> str:
+        """Why the pair is in error and stays so; empty while it works. Always empty on UC."""
+        ...
+
+    def next_timer_ps(self) -> int | None:
+        """When :meth:`poll` is wanted though nothing arrived (RC), on the monotonic clock."""
+        ...
 
     def register(self, n_slots: int, slot_bytes: int) -> memoryview:
         """Make memory that the peer may write: ``n_slots`` slots, ``stride`` bytes apart.
@@ -103,19 +123,19 @@ class Endpoint(Protocol):
         ...
 
     def post_write_imm(self, payload: Buffer, slot: int) -> None:
-        """UC WRITE ONLY WITH IMM into the peer's slot.
+        """WRITE WITH IMMEDIATE into the peer's slot.
 
-        A payload longer than a packet goes as WRITE ONLYs in front of it, without a gap in the
-        PSN: one message, one completion at the peer, with the length of the whole.
+        A payload longer than a packet goes in several, without a gap in the PSN: one message, one
+        completion at the peer, with the length of the whole.
         """
         ...
 
     def post_write(self, payload: Buffer, slot: int) -> None:
-        """UC WRITE ONLY into the peer's slot: no completion at the peer."""
+        """WRITE into the peer's slot: no completion at the peer. On UC one packet at most."""
         ...
 
     def post_send(self, payload: Buffer) -> None:
-        """UC SEND ONLY: lands in the peer's next slot."""
+        """SEND: lands in the peer's next slot. On UC one packet at most."""
         ...
 
     def prepare(
@@ -124,7 +144,7 @@ class Endpoint(Protocol):
         slots: npt.NDArray[np.int64] | None,
         kind: Kind = "write_imm",
     ) -> Prepared:
-        """Build frames from u1[n, L] for slots i8[n] (``None`` for kind ``send``)."""
+        """Build frames, a packet each, from u1[n, L] for slots i8[n] (None for kind ``send``)."""
         ...
 
     def post(self, prepared: Prepared, index: int) -> None:
@@ -160,7 +180,7 @@ class Endpoint(Protocol):
         ...
 
     def counters(self) -> dict[str, int]:
-        """Counts since creation; every key of :data:`hil.link.uc.COUNTERS`, and maybe more."""
+        """Counts since creation; every key of :data:`hil.link.packets.COUNTERS`, and maybe more."""
         ...
 
     def close(self) -> None:
