@@ -17,10 +17,13 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from hil.errors import LinkError
 from hil.link.endpoint import HEADER_BYTES, Completion, Kind
 from hil.link.sequence import SequenceAudit
-from hil.wire.icrc import BTH_BYTES, ICRC_BYTES, IcrcPath
+from hil.wire.icrc import BTH_BYTES, ICRC_BYTES, U1, U4, IcrcPath
 from hil.wire.roce import (
     IMM_BYTES,
     MAX_QP,
@@ -122,6 +125,18 @@ class Receiver:
             )
         self._owned[slot] = 0
 
+    def release_many(self, slots: npt.NDArray[np.int64]) -> None:
+        """Take different slots i8[n] back at once.
+
+        Raises:
+            LinkError: the application does not own one of them; then none is taken back.
+        """
+        owners = np.frombuffer(self._owned, np.uint8)
+        inside = len(slots) == 0 or (slots.min() >= 0 and slots.max() < self.n_slots)
+        if not inside or not owners[slots].all():
+            raise LinkError("slots are not owned", got=str(slots.tolist()), fix="release once")
+        owners[slots] = 0
+
     def drop(self, cause: str) -> None:
         """Count one datagram that the transport itself refused."""
         self.counts[cause] += 1
@@ -170,6 +185,32 @@ class Receiver:
         kind: Kind = "send" if opcode == _SEND else "write_imm"
         imm = int.from_bytes(datagram[28:32], "big") if opcode == _WRITE_IMM else 0
         return Completion(slot, imm, psn, end, t_rx_ps, busy, kind, header, arrival)
+
+    def accept_batch(self, rows: U1, states: U4) -> npt.NDArray[np.int64]:
+        """Store the leading datagrams of a batch that are plain and in order, at once.
+
+        The result is that of :meth:`accept` on each of them; the first one that is not a whole
+        write with immediate, for a free slot and with the next PSN, is left to :meth:`accept`.
+
+        Args:
+            rows: u1[n, W], BTH .. ICRC, contiguous.
+            states: u4[>= n], for their ICRC (:func:`hil.wire.roce_bulk.accept_writes`).
+
+        Returns:
+            Their slots, i8[k] with k <= n.
+        """
+        from hil.wire.roce_bulk import accept_writes  # compiled: only where it is used
+
+        placed = np.empty(len(rows), np.int64)
+        expected = (self._qp, self._rkey, self.audit.expected or 0, BASE_VA)
+        owners = np.frombuffer(self._owned, np.uint8)
+        memory = np.frombuffer(self._memory, np.uint8)
+        taken = accept_writes(rows, states, expected, (self.stride, owners, memory), placed)
+        if taken:
+            self._begun = None
+            self.counts["rx_ok"] += taken
+            self.audit.in_order(taken)
+        return placed[:taken]
 
     def _transport_fault(self, datagram: memoryview, path: IcrcPath) -> str:
         if len(datagram) < MIN_DATAGRAM_BYTES:
