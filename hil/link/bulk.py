@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections import deque
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from hil.link.soft_roce import JUNK_PER_POLL, RECEIVE_BUFFER_BYTES, SoftRoceEndp
 from hil.timebase import monotonic_ps
 from hil.wire.icrc import U4, IcrcPath
 from hil.wire.roce import PSN_MASK
+from hil.wire.roce_bulk import Batches, seal_batch
 
 SEGMENTS: Final = 64
 """Most datagrams of one call: the limit of kernels before 6.9 (UDP_MAX_SEGMENTS)."""
@@ -30,6 +32,9 @@ _CALL_BYTES: Final = 0xFFFF - 28
 _UDP_SEGMENT: Final = 103  # Linux <linux/udp.h>; the socket module lacks these
 _UDP_GRO: Final = 104
 _ANCILLARY_BYTES: Final = 64
+_ROOM: Final = 0x10000
+_CALLS: Final = 16
+"""So many receive calls, of one room each, are made before their datagrams are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +42,34 @@ class Run:
     """Consecutive receive completions of whole writes with immediate, none of them busy.
 
     ``slots``: i8[n] in order of arrival. Completion k has PSN ``psn + k`` (24 bit), the immediate
-    that follows from PSN and slot, ``length`` payload bytes and the stamp ``t_rx_ps``.
+    that follows from PSN and slot, ``length`` payload bytes and the stamp ``t_rx_ps[k]`` (i8[n]).
     """
 
     slots: npt.NDArray[np.int64]
     psn: int
     length: int
-    t_rx_ps: int
+    t_rx_ps: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.slots)
+
+
+class _Batch(NamedTuple):
+    """What one receive call gave: datagrams of ``size`` bytes, the last one may be shorter."""
+
+    offset: int
+    bytes: int
+    size: int
+    t_rx_ps: int
+
+    @property
+    def segments(self) -> int:
+        return max(1, -(-self.bytes // self.size))
+
+    @property
+    def plain(self) -> int:
+        """Leading datagrams of full size whose identification is known."""
+        return min(self.bytes // self.size, SEGMENTS)
 
 
 class BulkSoftRoceEndpoint(SoftRoceEndpoint):
@@ -74,9 +97,10 @@ class BulkSoftRoceEndpoint(SoftRoceEndpoint):
                 got=str(error),
                 fix="use Linux >= 5.0, or the network backend soft_roce",
             ) from error
-        self._whole = np.frombuffer(self._buffer, np.uint8)
-        self._segment_bytes = self._at = self._end = self._segment = 0
-        self._t_rx_ps = 0
+        self._rooms = memoryview(bytearray(_CALLS * _ROOM))
+        self._whole = np.frombuffer(self._rooms, np.uint8)
+        self._pending: deque[_Batch] = deque()
+        self._segment = 0  # of the first pending batch
         self._in_paths: list[IcrcPath] = []
         self._out_paths: list[IcrcPath] = []
         self._in_states: dict[int, U4] = {}
@@ -103,18 +127,17 @@ class BulkSoftRoceEndpoint(SoftRoceEndpoint):
             for index in range(first, end):
                 self.post(prepared, index)
             return
-        from hil.wire.roce_bulk import seal_batch
-
-        rows = prepared.rows
-        states = _states(self._out_states, self._out_paths, rows.shape[1])
-        per_call = min(SEGMENTS, _CALL_BYTES // rows.shape[1])
-        for begin in range(first, end, per_call):
-            part = rows[begin : min(begin + per_call, end)]
-            slots = None if prepared.kind == "send" else prepared.slots[begin : begin + len(part)]
-            seal_batch(part, slots, self._psn_out, states)
-            self._send_segments(part)
-            self._psn_out = (self._psn_out + len(part)) & PSN_MASK
-            self._sent += len(part)
+        rows, width = prepared.rows[first:end], prepared.rows.shape[1]
+        per_call = min(SEGMENTS, _CALL_BYTES // width)
+        states = _states(self._out_states, self._out_paths, width)[:per_call]
+        slots = None if prepared.kind == "send" else prepared.slots[first:end]
+        seal_batch(rows, slots, self._psn_out, states)
+        data = memoryview(rows.reshape(-1))
+        ancillary = [(socket.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("=H", width))]
+        for begin in range(0, len(data), per_call * width):
+            self._send_segments(data[begin : begin + per_call * width], ancillary)
+        self._psn_out = (self._psn_out + len(rows)) & PSN_MASK
+        self._sent += len(rows)
 
     def poll_many(self, max_completions: int) -> list[Completion | Run]:
         """Completions that are there now, runs of plain ones as one item; never blocks.
@@ -156,63 +179,77 @@ class BulkSoftRoceEndpoint(SoftRoceEndpoint):
 
     def _fill(self) -> bool:
         """Make sure that datagrams of the peer lie in the buffer; False if there are none."""
-        for _ in range(JUNK_PER_POLL):
-            if self._at < self._end:
-                return True
+        if self._pending:
+            return True
+        room = strangers = 0
+        while room < _CALLS and strangers < JUNK_PER_POLL:
+            at = room * _ROOM
             try:
                 length, ancillary, _, sender = self._socket.recvmsg_into(
-                    [self._buffer], _ANCILLARY_BYTES
+                    [self._rooms[at : at + _ROOM]], _ANCILLARY_BYTES
                 )
             except BlockingIOError:
-                return False
+                break
             except OSError as error:
                 raise LinkError("endpoint is closed", where=self._name(), got=str(error)) from error
-            self._t_rx_ps = monotonic_ps()
-            size = max(length, 1)
-            for level, kind, data in ancillary:
-                if (level, kind) == (socket.IPPROTO_UDP, _UDP_GRO):
-                    (size,) = struct.unpack_from("=i", data)
-            if sender != self._peer_end:
-                for _ in range(-(-length // size) or 1):
+            size = struct.unpack("=i", ancillary[0][2])[0] if ancillary else max(length, 1)
+            batch = _Batch(at, length, size, monotonic_ps())
+            if sender == self._peer_end:
+                self._pending.append(batch)
+                room += 1
+            else:
+                strangers += 1
+                for _ in range(batch.segments):
                     self._receiver.drop("drop_peer")
-                continue
-            self._at, self._end, self._segment_bytes = 0, max(length, 1), size
-            self._segment = 0
-        return False
+        return bool(self._pending)
 
     def _take_run(self) -> Run | None:
-        size = self._segment_bytes
-        whole = (self._end - self._at) // size
-        if self._tap is not None or whole == 0 or self._segment + whole > SEGMENTS:
+        size, same = self._pending[0].size, list[_Batch]()
+        for batch in self._pending:
+            if batch.size != size:
+                break
+            same.append(batch)
+            if batch.plain < batch.segments:
+                break
+        if self._tap is not None or self._segment >= same[0].plain:
             return None
-        rows = self._whole[self._at : self._at + whole * size].reshape(whole, size)
-        states = _states(self._in_states, self._in_paths, size)[self._segment :]
-        psn = self._receiver.audit.expected or 0
-        slots = self._receiver.accept_batch(rows, states)
+        states = _states(self._in_states, self._in_paths, size)
+        offsets = np.array([batch.offset for batch in same])
+        counts = np.array([batch.plain for batch in same])
+        psn, first = self._receiver.audit.expected or 0, self._segment
+        slots = self._receiver.accept_batches(
+            Batches(self._whole, offsets, counts, first, size, states)
+        )
         if len(slots) == 0:
             return None
-        length = int.from_bytes(rows[0, 24:28].tobytes(), "big")
-        self._at += len(slots) * size
-        self._segment += len(slots)
-        return Run(slots, psn, length, self._t_rx_ps)
+        at = same[0].offset + first * size
+        length = int.from_bytes(self._rooms[at + 24 : at + 28], "big")
+        counts[0] -= first
+        stamps = np.repeat([batch.t_rx_ps for batch in same], counts)[: len(slots)]
+        self._advance(len(slots))
+        return Run(slots, psn, length, stamps)
 
     def _take_one(self) -> Completion | None:
-        at, end = self._at, min(self._at + self._segment_bytes, self._end)
-        datagram = self._view[at:end]
-        path = self._in_paths[min(self._segment, SEGMENTS - 1)]
-        self._at, self._segment = end, self._segment + 1
+        batch, segment = self._pending[0], self._segment
+        begin = segment * batch.size
+        at, end = batch.offset + begin, batch.offset + min(begin + batch.size, batch.bytes)
+        self._advance(1)
+        datagram = self._rooms[at:end]
         if self._tap is not None:
-            self._tap(False, self._t_rx_ps, datagram)  # noqa: FBT003 - received
-        return self._arrived(datagram, self._t_rx_ps, path)
+            self._tap(False, batch.t_rx_ps, datagram)  # noqa: FBT003 - received
+        return self._arrived(datagram, batch.t_rx_ps, self._in_paths[min(segment, SEGMENTS - 1)])
+
+    def _advance(self, datagrams: int) -> None:
+        self._segment += datagrams
+        while self._pending and self._segment >= self._pending[0].segments:
+            self._segment -= self._pending.popleft().segments
 
     # -- sending ------------------------------------------------------------------------------
 
-    def _send_segments(self, rows: npt.NDArray[np.uint8]) -> None:
-        size = struct.pack("=H", rows.shape[1])
-        ancillary = [(socket.IPPROTO_UDP, _UDP_SEGMENT, size)]
+    def _send_segments(self, data: memoryview, ancillary: list[tuple[int, int, bytes]]) -> None:
         while True:
             try:
-                self._socket.sendmsg([rows.reshape(-1)], ancillary, 0, self._peer_end)
+                self._socket.sendmsg([data], ancillary, 0, self._peer_end)
             except BlockingIOError:
                 self._wait_for_room()
             except OSError as error:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ import numpy.typing as npt
 from hil.errors import LinkError
 from hil.link.endpoint import HEADER_BYTES, Completion, Kind
 from hil.link.sequence import SequenceAudit
-from hil.wire.icrc import BTH_BYTES, ICRC_BYTES, U1, U4, IcrcPath
+from hil.wire.icrc import BTH_BYTES, ICRC_BYTES, IcrcPath
 from hil.wire.roce import (
     IMM_BYTES,
     MAX_QP,
@@ -37,6 +37,9 @@ from hil.wire.roce import (
     Opcode,
     slot_imm,
 )
+
+if TYPE_CHECKING:
+    from hil.wire.roce_bulk import Batches
 
 BASE_VA: Final = 0x1000_0000
 _WRITE: Final = int(Opcode.UC_WRITE_ONLY)
@@ -81,7 +84,7 @@ class Receiver:
     """
 
     __slots__ = (
-        *("_begun", "_memory", "_owned", "_qp", "_rkey", "_send_slot"),
+        *("_begun", "_bytes", "_memory", "_owned", "_owners", "_qp", "_rkey", "_send_slot"),
         *("audit", "counts", "n_slots", "stride"),
     )
 
@@ -89,6 +92,7 @@ class Receiver:
         self._qp, self._rkey = qp, rkey
         self._memory = memoryview(b"")
         self._owned = bytearray()
+        self._bytes = self._owners = np.empty(0, np.uint8)
         self._send_slot = 0
         self._begun: _Begun | None = None
         self.n_slots = self.stride = 0
@@ -111,6 +115,8 @@ class Receiver:
         self.stride = -(-slot_bytes // STRIDE_UNIT) * STRIDE_UNIT
         self._memory = memoryview(bytearray(n_slots * self.stride))
         self._owned = bytearray(n_slots)
+        self._bytes = np.frombuffer(self._memory, np.uint8)
+        self._owners = np.frombuffer(self._owned, np.uint8)
         return self._memory
 
     def release(self, slot: int) -> None:
@@ -131,11 +137,13 @@ class Receiver:
         Raises:
             LinkError: the application does not own one of them; then none is taken back.
         """
-        owners = np.frombuffer(self._owned, np.uint8)
-        inside = len(slots) == 0 or (slots.min() >= 0 and slots.max() < self.n_slots)
-        if not inside or not owners[slots].all():
+        try:
+            owned = slots.min(initial=0) >= 0 and self._owners[slots].all()
+        except IndexError:
+            owned = False
+        if not owned:
             raise LinkError("slots are not owned", got=str(slots.tolist()), fix="release once")
-        owners[slots] = 0
+        self._owners[slots] = 0
 
     def drop(self, cause: str) -> None:
         """Count one datagram that the transport itself refused."""
@@ -186,31 +194,24 @@ class Receiver:
         imm = int.from_bytes(datagram[28:32], "big") if opcode == _WRITE_IMM else 0
         return Completion(slot, imm, psn, end, t_rx_ps, busy, kind, header, arrival)
 
-    def accept_batch(self, rows: U1, states: U4) -> npt.NDArray[np.int64]:
-        """Store the leading datagrams of a batch that are plain and in order, at once.
+    def accept_batches(self, batches: Batches) -> npt.NDArray[np.int64]:
+        """Store the leading datagrams that are plain and in order, at once.
 
         The result is that of :meth:`accept` on each of them; the first one that is not a whole
         write with immediate, for a free slot and with the next PSN, is left to :meth:`accept`.
 
-        Args:
-            rows: u1[n, W], BTH .. ICRC, contiguous.
-            states: u4[>= n], for their ICRC (:func:`hil.wire.roce_bulk.accept_writes`).
-
         Returns:
-            Their slots, i8[k] with k <= n.
+            Their slots, i8[k].
         """
         from hil.wire.roce_bulk import accept_writes  # compiled: only where it is used
 
-        placed = np.empty(len(rows), np.int64)
         expected = (self._qp, self._rkey, self.audit.expected or 0, BASE_VA)
-        owners = np.frombuffer(self._owned, np.uint8)
-        memory = np.frombuffer(self._memory, np.uint8)
-        taken = accept_writes(rows, states, expected, (self.stride, owners, memory), placed)
-        if taken:
+        slots = accept_writes(batches, expected, (self.stride, self._owners, self._bytes))
+        if len(slots):
             self._begun = None
-            self.counts["rx_ok"] += taken
-            self.audit.in_order(taken)
-        return placed[:taken]
+            self.counts["rx_ok"] += len(slots)
+            self.audit.in_order(len(slots))
+        return slots
 
     def _transport_fault(self, datagram: memoryview, path: IcrcPath) -> str:
         if len(datagram) < MIN_DATAGRAM_BYTES:

@@ -8,7 +8,7 @@ the code for single packets.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,23 @@ def _tables() -> U4:
 _TABLES: Final = _tables()
 
 
+class Batches(NamedTuple):
+    """Where received datagrams of one length lie in a buffer.
+
+    Batch i begins at byte ``offsets[i]`` and holds ``counts[i]`` datagrams of ``width`` bytes;
+    of batch 0 only those from ``first`` on are meant. Datagram k of a batch was segment k of its
+    UDP_SEGMENT call: ``states[k]`` is the running CRC over its masked headers
+    (:meth:`hil.wire.icrc.IcrcPath.state`).
+    """
+
+    buffer: U1
+    offsets: I8
+    counts: I8
+    first: int
+    width: int
+    states: U4
+
+
 def seal_batch(rows: U1, slots: I8 | None, psn: int, states: U4) -> None:
     """Write PSN, immediate and ICRC into datagrams of UC WRITE ONLY WITH IMM or SEND ONLY.
 
@@ -46,42 +63,37 @@ def seal_batch(rows: U1, slots: I8 | None, psn: int, states: U4) -> None:
         rows: u1[n, W], contiguous; changed in place.
         slots: i8[n]; None for sends, which have no immediate.
         psn: of the first row; counts up and wraps.
-        states: u4[>= n], running CRC over the masked headers in front of row k
-            (:meth:`hil.wire.icrc.IcrcPath.state`).
+        states: u4[m]; row k is segment k % m of its call, see :class:`Batches`.
     """
     where = np.zeros(len(rows), np.int64) if slots is None else slots
     _seal(rows, where, slots is not None, psn, states, _TABLES)
 
 
 def accept_writes(
-    rows: U1,
-    states: U4,
+    batches: Batches,
     expected: tuple[int, int, int, int],
     slots: tuple[int, U1, U1],
-    placed: I8,
-) -> int:
-    """Store the leading datagrams of a batch that are exactly what a receiver expects next.
+) -> I8:
+    """Store the leading datagrams that are exactly what a receiver expects next.
 
     A datagram is taken if it is a UC WRITE ONLY WITH IMM with the right ICRC, P_Key, queue pair,
     memory key and immediate, has the next PSN, and starts at a slot that is free and large
     enough. The first one that is anything else ends the call; nothing of it was stored.
 
     Args:
-        rows: u1[n, W], contiguous.
-        states: u4[>= n], as in :func:`seal_batch`.
+        batches: the datagrams; one byte of each is changed while it is looked at.
         expected: own queue pair, own memory key, next PSN, address of slot 0.
         slots: bytes from slot to slot; owners u1[n_slots], 0 = free; memory u1[n_slots * stride].
             Both arrays are changed.
-        placed: i8[>= n], gets the slot of each datagram taken.
 
     Returns:
-        How many were taken.
+        The slots of those taken, in order; i8[k].
     """
     qp, rkey, psn, base_va = expected
     stride, owners, memory = slots
-    return int(
-        _accept(rows, states, qp, rkey, psn, base_va, stride, owners, memory, placed, _TABLES)
-    )
+    placed = np.empty(int(batches.counts.sum()) - batches.first, np.int64)
+    taken = _accept(*batches, qp, rkey, psn, base_va, stride, owners, memory, placed, _TABLES)
+    return placed[:taken]
 
 
 def crc32_batch(rows: U1, states: U4) -> U4:
@@ -159,7 +171,7 @@ def _seal(rows: U1, slots: I8, with_imm: bool, psn: int, states: U4, t: U4) -> N
             imm = (number & 0xFFFFF) << 12 | slots[k]
             for b in range(4):
                 row[28 + b] = imm >> (24 - 8 * b) & 255
-        crc = _icrc(row, states[k], t)
+        crc = _icrc(row, states[k % states.size], t)
         for b in range(4):
             row[end + b] = crc >> np.uint32(8 * b) & np.uint32(255)
 
@@ -184,7 +196,11 @@ def _free_slot(row: U1, psn: int, offset: int, length: int, stride: int, owners:
 
 @njit(cache=True)
 def _accept(
-    rows: U1,
+    buffer: U1,
+    offsets: I8,
+    counts: I8,
+    first: int,
+    width: int,
     states: U4,
     qp: int,
     rkey: int,
@@ -196,21 +212,23 @@ def _accept(
     placed: I8,
     t: U4,
 ) -> int:
-    n, width = rows.shape
-    end = width - ICRC_BYTES
+    taken, end = 0, width - ICRC_BYTES
     if width % 4 or end < _PAYLOAD_AT:
         return 0
-    for k in range(n):
-        row, number = rows[k], (psn + k) & 0xFFFFFF
-        if not _is_next(row, qp, rkey, number):
-            return k
-        length = end - _PAYLOAD_AT - (row[1] >> 4 & 3)
-        slot = _free_slot(row, number, _big(row, 12, 8) - base_va, length, stride, owners)
-        if slot < 0 or _little(row, end) != np.int64(_icrc(row, states[k], t)):
-            return k
-        at = slot * stride
-        for b in range(length):
-            memory[at + b] = row[_PAYLOAD_AT + b]
-        owners[slot] = 1
-        placed[k] = slot
-    return n
+    for i in range(offsets.size):
+        for k in range(first if i == 0 else 0, counts[i]):
+            start = offsets[i] + k * width
+            row, number = buffer[start : start + width], (psn + taken) & 0xFFFFFF
+            if not _is_next(row, qp, rkey, number):
+                return taken
+            length = end - _PAYLOAD_AT - (row[1] >> 4 & 3)
+            slot = _free_slot(row, number, _big(row, 12, 8) - base_va, length, stride, owners)
+            if slot < 0 or _little(row, end) != np.int64(_icrc(row, states[k], t)):
+                return taken
+            at = slot * stride
+            for b in range(length):
+                memory[at + b] = row[_PAYLOAD_AT + b]
+            owners[slot] = 1
+            placed[taken] = slot
+            taken += 1
+    return taken

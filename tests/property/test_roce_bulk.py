@@ -15,10 +15,11 @@ from hil.link.receiver import BASE_VA, Receiver
 from hil.wire.icrc import IcrcPath
 from hil.wire.roce import PSN_MASK, Target
 from hil.wire.roce_batch import send_rows, write_imm_rows
-from hil.wire.roce_bulk import crc32_batch, seal_batch
+from hil.wire.roce_bulk import Batches, crc32_batch, seal_batch
 
 QP, RKEY, STRIDE, SLOTS = 0x41, 0x1F01, 128, 16
-PATHS = [IcrcPath("127.0.0.2", "127.0.0.1", 4791, 4791, ident=k) for k in range(64)]
+CALL = 23
+PATHS = [IcrcPath("127.0.0.2", "127.0.0.1", 4791, 4791, ident=k) for k in range(CALL)]
 U1 = npt.NDArray[np.uint8]
 
 
@@ -56,10 +57,22 @@ def test_a_sealed_batch_has_the_bytes_of_single_packets(length: int) -> None:
     assert np.array_equal(sends, send_rows(payloads, psn, QP, PATHS[0]))
 
 
+def batches(rows: U1, at: int = 0) -> Batches:
+    """The rows from ``at`` on as receive calls of 23 leave them, with gaps between the calls."""
+    n, width = rows.shape
+    starts = range(at - at % CALL, n, CALL)
+    flat = np.zeros((n + 3 * len(starts)) * width, np.uint8)
+    offsets = np.array([(start + 3 * i) * width for i, start in enumerate(starts)])
+    counts = np.array([min(CALL, n - start) for start in starts])
+    for start, offset, count in zip(starts, offsets, counts, strict=True):
+        flat[offset : offset + count * width] = rows[start : start + count].reshape(-1)
+    return Batches(flat, offsets, counts, at % CALL, width, states(width))
+
+
 def by_packet(receiver: Receiver, rows: U1) -> list[Completion]:
     done = []
     for k, row in enumerate(rows):
-        one = receiver.accept(memoryview(bytearray(row.tobytes())), PATHS[k], 7)
+        one = receiver.accept(memoryview(bytearray(row.tobytes())), PATHS[k % CALL], 7)
         done += [one] if one is not None else []
     return done
 
@@ -70,11 +83,11 @@ def by_batch(receiver: Receiver, rows: U1) -> tuple[list[tuple[int, int]], int]:
     fast = k = 0
     while k < len(rows):
         psn = receiver.audit.expected or 0
-        slots = receiver.accept_batch(rows[k:], states(rows.shape[1])[k:])
+        slots = receiver.accept_batches(batches(rows, k))
         done += [(int(slot), psn + i & PSN_MASK) for i, slot in enumerate(slots)]
         fast, k = fast + len(slots), k + len(slots)
         if k < len(rows):
-            one = receiver.accept(memoryview(rows[k]), PATHS[k], 7)  # type: ignore[arg-type]
+            one = receiver.accept(memoryview(rows[k]), PATHS[k % CALL], 7)  # type: ignore[arg-type]
             done += [(one.slot, one.psn)] if one is not None and not one.busy else []
             k += 1
     return done, fast
@@ -106,7 +119,7 @@ def test_a_batch_has_the_fate_of_its_packets(
         row[place % len(row)] ^= flip
         if k % 2:
             sealed = bytearray(row.tobytes())
-            PATHS[at % n].seal(sealed)
+            PATHS[at % n % CALL].seal(sealed)
             row[:] = np.frombuffer(sealed, np.uint8)
     for at in lost:  # another frame stands in its place: a gap or a repetition
         rows[at % n] = rows[n - 1]
@@ -131,6 +144,6 @@ def test_plain_frames_go_fast_and_the_first_other_one_ends_it() -> None:
     receiver.release_many(slots)
     again = frames(SLOTS, 64, slots, 5 + SLOTS)
     again[7, 40] ^= 1
-    assert len(receiver.accept_batch(again, states(again.shape[1]))) == 7
-    wrong_ident = frames(SLOTS, 64, slots, 5 + SLOTS)[1:]
-    assert len(receiver.accept_batch(wrong_ident, states(wrong_ident.shape[1]))) == 0
+    assert len(receiver.accept_batches(batches(again))) == 7
+    wrong_identification = frames(SLOTS, 64, slots, 4 + SLOTS)[8:]
+    assert len(receiver.accept_batches(batches(wrong_identification))) == 0
