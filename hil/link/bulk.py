@@ -32,6 +32,7 @@ _CALL_BYTES: Final = 0xFFFF - 28
 _UDP_SEGMENT: Final = 103  # Linux <linux/udp.h>; the socket module lacks these
 _UDP_GRO: Final = 104
 _ANCILLARY_BYTES: Final = 64
+_INT: Final = struct.Struct("=i")
 _ROOM: Final = 0x10000
 _CALLS: Final = 16
 """So many receive calls, of one room each, are made before their datagrams are looked at."""
@@ -55,21 +56,18 @@ class Run:
 
 
 class _Batch(NamedTuple):
-    """What one receive call gave: datagrams of ``size`` bytes, the last one may be shorter."""
+    """What one receive call gave: ``segments`` datagrams of ``size`` bytes from ``offset`` on.
+
+    The last one may be shorter; it ends at ``end``. ``plain``: how many of the leading ones have
+    the full size and an identification that is known.
+    """
 
     offset: int
-    bytes: int
+    end: int
     size: int
+    segments: int
+    plain: int
     t_rx_ps: int
-
-    @property
-    def segments(self) -> int:
-        return max(1, -(-self.bytes // self.size))
-
-    @property
-    def plain(self) -> int:
-        """Leading datagrams of full size whose identification is known."""
-        return min(self.bytes // self.size, SEGMENTS)
 
 
 class BulkSoftRoceEndpoint(SoftRoceEndpoint):
@@ -192,49 +190,50 @@ class BulkSoftRoceEndpoint(SoftRoceEndpoint):
                 break
             except OSError as error:
                 raise LinkError("endpoint is closed", where=self._name(), got=str(error)) from error
-            size = struct.unpack("=i", ancillary[0][2])[0] if ancillary else max(length, 1)
-            batch = _Batch(at, length, size, monotonic_ps())
+            size = _INT.unpack(ancillary[0][2])[0] if ancillary else length or 1
+            whole = length // size
+            segments = whole if whole * size == length and whole else whole + 1
             if sender == self._peer_end:
+                plain = min(whole, SEGMENTS)
+                batch = _Batch(at, at + length, size, segments, plain, monotonic_ps())
                 self._pending.append(batch)
                 room += 1
             else:
                 strangers += 1
-                for _ in range(batch.segments):
+                for _ in range(segments):
                     self._receiver.drop("drop_peer")
         return bool(self._pending)
 
     def _take_run(self) -> Run | None:
-        size, same = self._pending[0].size, list[_Batch]()
+        size, first, same = self._pending[0].size, self._segment, list[_Batch]()
         for batch in self._pending:
             if batch.size != size:
                 break
             same.append(batch)
-            if batch.plain < batch.segments:
+            if batch.plain != batch.segments:
                 break
-        if self._tap is not None or self._segment >= same[0].plain:
+        if self._tap is not None or first >= same[0].plain:
             return None
+        offsets, counts, stamps = np.array([(b.offset, b.plain, b.t_rx_ps) for b in same]).T.copy()
         states = _states(self._in_states, self._in_paths, size)
-        offsets = np.array([batch.offset for batch in same])
-        counts = np.array([batch.plain for batch in same])
-        psn, first = self._receiver.audit.expected or 0, self._segment
+        psn = self._receiver.audit.expected or 0
         slots = self._receiver.accept_batches(
             Batches(self._whole, offsets, counts, first, size, states)
         )
-        if len(slots) == 0:
+        taken = len(slots)
+        if taken == 0:
             return None
         at = same[0].offset + first * size
         length = int.from_bytes(self._rooms[at + 24 : at + 28], "big")
         counts[0] -= first
-        stamps = np.repeat([batch.t_rx_ps for batch in same], counts)[: len(slots)]
-        self._advance(len(slots))
-        return Run(slots, psn, length, stamps)
+        self._advance(taken)
+        return Run(slots, psn, length, np.repeat(stamps, counts)[:taken])
 
     def _take_one(self) -> Completion | None:
         batch, segment = self._pending[0], self._segment
-        begin = segment * batch.size
-        at, end = batch.offset + begin, batch.offset + min(begin + batch.size, batch.bytes)
+        at = batch.offset + segment * batch.size
         self._advance(1)
-        datagram = self._rooms[at:end]
+        datagram = self._rooms[at : min(at + batch.size, batch.end)]
         if self._tap is not None:
             self._tap(False, batch.t_rx_ps, datagram)  # noqa: FBT003 - received
         return self._arrived(datagram, batch.t_rx_ps, self._in_paths[min(segment, SEGMENTS - 1)])

@@ -1,10 +1,12 @@
 """Cost of RoCEv2 framing beside bare UDP of the same sizes, measured side by side in one run.
 
 Two processes on loopback, this one and a peer. Streams, in packets per second, at most
-:data:`WINDOW` packets under way: bare UDP_SEGMENT / UDP_GRO of ready-made bytes, our bulk endpoint
-(payloads to frames, ICRC made and checked, payload stored in its slot, slot released), and our
-endpoint with one packet per system call. Round trips, one under way, both ends asleep until
-something comes: bare UDP datagrams, and our frames (write with immediate one way, send the other).
+:data:`WINDOW` packets under way: ``raw``, UDP_SEGMENT / UDP_GRO of ready-made bytes that nobody
+reads; ``bare``, the same calls with the same payloads gathered into the datagrams and scattered
+into the slots of a ring; ``bulk``, our endpoint that does this with headers, ICRC, checks and slot
+ownership; ``single``, our endpoint with one packet per system call. Round trips, one under way,
+both ends asleep until something comes: bare UDP datagrams, and our frames (write with immediate
+one way, send the other).
 Methods alternate; medians of the repeats count. Loopback says nothing about an RDMA device.
 """
 
@@ -16,7 +18,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
@@ -34,19 +36,19 @@ from hil.seeds import generator
 
 PAYLOAD_BYTES: Final = 64
 PACKET_BYTES: Final = 12 + 16 + 4 + PAYLOAD_BYTES + 4
-SEGMENTS_PER_CALL: Final = 48
 WINDOW: Final = 2000
 ROUND_TRIPS: Final = 2000
-_CHUNK: Final = 20 * SEGMENTS_PER_CALL
+_CHUNK: Final = 15 * SEGMENTS
 _SLOTS: Final = 4096
 _UDP_SEGMENT: Final = 103
 _UDP_GRO: Final = 104
+_ANCILLARY: Final = [(socket.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("=H", PACKET_BYTES))]
 _HOSTS: Final = ("127.77.0.1", "127.77.0.2")
 _BARE_PORT: Final = 4792
 _STALL_S: Final = 20.0
 
-Method: TypeAlias = Literal["bare", "bulk", "single"]
-METHODS: Final[tuple[Method, ...]] = ("bare", "bulk", "single")
+Method: TypeAlias = Literal["raw", "bare", "bulk", "single"]
+METHODS: Final[tuple[Method, ...]] = ("raw", "bare", "bulk", "single")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ class LinkBench:
 
     Attributes:
         streams: medians per method.
-        bulk_to_bare: rate of the bulk endpoint / bare rate; median of the repeats.
+        bulk_to_raw: rate of the bulk endpoint / raw rate; median of the repeats.
+        bulk_to_bare: rate of the bulk endpoint / bare rate.
         bulk_to_single: rate of the bulk endpoint / rate of one packet per call.
         bare_p50_us: round trip of bare UDP, p50.
         roce_p50_us: round trip of our frames, p50.
@@ -76,6 +79,7 @@ class LinkBench:
     """
 
     streams: tuple[Stream, ...]
+    bulk_to_raw: float
     bulk_to_bare: float
     bulk_to_single: float
     bare_p50_us: float
@@ -114,11 +118,11 @@ def bench_link(
     p50 = [
         (float(np.median(b)), float(np.median(r))) for b, r in zip(bare_us, roce_us, strict=True)
     ]
-    pairs = list(zip(rates["bare"], rates["bulk"], rates["single"], strict=True))
     return LinkBench(
         streams=tuple(_median_stream(method, rates[method]) for method in METHODS),
-        bulk_to_bare=median(bulk.rate / bare.rate for bare, bulk, _ in pairs),
-        bulk_to_single=median(bulk.rate / single.rate for _, bulk, single in pairs),
+        bulk_to_raw=_ratio(rates, "raw"),
+        bulk_to_bare=_ratio(rates, "bare"),
+        bulk_to_single=_ratio(rates, "single"),
         bare_p50_us=median(bare for bare, _ in p50),
         roce_p50_us=median(roce for _, roce in p50),
         roce_p99_us=median(float(np.quantile(times, 0.99)) for times in roce_us),
@@ -134,10 +138,15 @@ def as_data(result: LinkBench) -> dict[str, object]:
         "bench": "link",
         "payload_bytes": PAYLOAD_BYTES,
         "datagram_bytes": PACKET_BYTES,
-        "segments_per_call": SEGMENTS_PER_CALL,
+        "segments_per_call": SEGMENTS,
         "window_packets": WINDOW,
         **asdict(result),
     }
+
+
+def _ratio(rates: Mapping[Method, Sequence[Stream]], other: Method) -> float:
+    pairs = zip(rates["bulk"], rates[other], strict=True)
+    return median(bulk.rate / one.rate for bulk, one in pairs)
 
 
 def _median_stream(method: Method, all_of: list[Stream]) -> Stream:
@@ -172,7 +181,12 @@ class _Peer:
         self._arrived.value = 0
         self._line.send((method, packets))
         self._said()  # the peer listens
-        send = {"bare": self._send_bare, "bulk": self._send_bulk, "single": self._send_single}
+        send = {
+            "raw": self._send_raw,
+            "bare": self._send_bare,
+            "bulk": self._send_bulk,
+            "single": self._send_single,
+        }
         wall, cpu = time.perf_counter(), time.process_time()
         send[method](packets)
         self._wait_for(packets)
@@ -209,20 +223,29 @@ class _Peer:
         self._said()
         return times
 
-    def _send_bare(self, packets: int) -> None:
-        data = bytearray(PACKET_BYTES * SEGMENTS_PER_CALL)
-        ancillary = [(socket.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("=H", PACKET_BYTES))]
+    def _send_raw(self, packets: int) -> None:
+        data = memoryview(bytearray(PACKET_BYTES * SEGMENTS))
         self._bare.settimeout(None)
-        for sent in range(0, packets, SEGMENTS_PER_CALL):
-            self._wait_for(sent - WINDOW)
-            self._bare.sendmsg([data], ancillary, 0, self._there)
+        for sent in range(0, packets, _CHUNK):
+            self._wait_for(sent + _CHUNK - WINDOW)
+            for _ in range(0, _CHUNK, SEGMENTS):
+                self._bare.sendmsg([data], _ANCILLARY, 0, self._there)
+
+    def _send_bare(self, packets: int) -> None:
+        rows = np.zeros((_CHUNK, PACKET_BYTES), np.uint8)
+        data, step = memoryview(rows.reshape(-1)), PACKET_BYTES * SEGMENTS
+        self._bare.settimeout(None)
+        for sent in range(0, packets, _CHUNK):
+            rows[:, -4 - PAYLOAD_BYTES : -4] = self._payloads
+            self._wait_for(sent + _CHUNK - WINDOW)
+            for at in range(0, len(data), step):
+                self._bare.sendmsg([data[at : at + step]], _ANCILLARY, 0, self._there)
 
     def _send_bulk(self, packets: int) -> None:
         for first in range(0, packets, _CHUNK):
             prepared = self._bulk.prepare(self._payloads, (first + np.arange(_CHUNK)) % _SLOTS)
-            for k in range(0, _CHUNK, SEGMENTS_PER_CALL):
-                self._wait_for(first + k - WINDOW)
-                self._bulk.post_many(prepared, k, SEGMENTS_PER_CALL)
+            self._wait_for(first + _CHUNK - WINDOW)
+            self._bulk.post_many(prepared)
 
     def _send_single(self, packets: int) -> None:
         for first in range(0, packets, _CHUNK):
@@ -309,8 +332,8 @@ def _serve(line: Connection, arrived: Synchronized[int]) -> None:
                 what, packets = order
                 line.send(0.0)
                 begin = time.process_time()
-                if what == "bare":
-                    _sink_bare(bare, packets, arrived)
+                if what in ("raw", "bare"):
+                    _sink_bare(bare, packets, arrived, moved=what == "bare")
                 elif what == "bulk":
                     _sink_bulk(bulk, packets, arrived)
                 elif what == "single":
@@ -326,14 +349,22 @@ def _serve(line: Connection, arrived: Synchronized[int]) -> None:
         line.send(f"{type(error).__name__}: {error}")
 
 
-def _sink_bare(opened: socket.socket, packets: int, arrived: Synchronized[int]) -> None:
+def _sink_bare(
+    opened: socket.socket, packets: int, arrived: Synchronized[int], *, moved: bool
+) -> None:
     opened.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
     opened.settimeout(_STALL_S)
     buffer, count = bytearray(0x10000), 0
+    rows = np.frombuffer(buffer, np.uint8)
+    slots = np.zeros((_SLOTS, 2 * PAYLOAD_BYTES), np.uint8)
     while count < packets:
         length, ancillary, _, _ = opened.recvmsg_into([buffer], 64)
         size = struct.unpack("=i", ancillary[0][2])[0] if ancillary else length
-        count += length // size
+        n, at = length // size, count % _SLOTS
+        if moved:
+            found = rows[: n * size].reshape(n, size)[:, -4 - PAYLOAD_BYTES : -4]
+            slots[at : at + n, :PAYLOAD_BYTES] = found
+        count += n
         arrived.value = count
     opened.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 0)
 
