@@ -20,9 +20,9 @@ import numpy.typing as npt
 from hil.errors import LinkError
 from hil.link.endpoint import Completion, PeerAddress, Prepared
 from hil.link.soft_roce import JUNK_PER_POLL, RECEIVE_BUFFER_BYTES, SoftRoceEndpoint
+from hil.link.uc_pair import UcPair
 from hil.timebase import monotonic_ps
 from hil.wire.icrc import U4, IcrcPath
-from hil.wire.roce import PSN_MASK
 from hil.wire.roce_bulk import Batches, seal_batch
 
 SEGMENTS: Final = 64
@@ -82,9 +82,10 @@ class BulkSoftRoceEndpoint(SoftRoceEndpoint):
 
     def __init__(self, host: str, **options: Any) -> None:  # noqa: ANN401 - passed through
         super().__init__(host, **options)
-        if self.transport != "uc":
+        if not isinstance(self._pair, UcPair):
             self.close()
-            raise LinkError("bulk transfer is for UC", got=self.transport, fix="use SoftRoce")
+            raise LinkError("bulk transfer is for UC", got=self.transport, allowed="uc")
+        self._uc = self._pair
         try:
             self._socket.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, RECEIVE_BUFFER_BYTES)
@@ -129,13 +130,11 @@ class BulkSoftRoceEndpoint(SoftRoceEndpoint):
         per_call = min(SEGMENTS, _CALL_BYTES // width)
         states = _states(self._out_states, self._out_paths, width)[:per_call]
         slots = None if prepared.kind == "send" else prepared.slots[first:end]
-        seal_batch(rows, slots, self._psn_out, states)
-        data = memoryview(rows.reshape(-1))
+        seal_batch(rows, slots, self._uc.number(len(rows)), states)
+        data = rows.reshape(-1).data
         ancillary = [(socket.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("=H", width))]
         for begin in range(0, len(data), per_call * width):
             self._send_segments(data[begin : begin + per_call * width], ancillary)
-        self._psn_out = (self._psn_out + len(rows)) & PSN_MASK
-        self._sent += len(rows)
 
     def poll_many(self, max_completions: int) -> list[Completion | Run]:
         """Completions that are there now, runs of plain ones as one item; never blocks.
@@ -160,7 +159,7 @@ class BulkSoftRoceEndpoint(SoftRoceEndpoint):
         Raises:
             LinkError: one of them is not owned; then none is released.
         """
-        self._receiver.release_many(slots)
+        self._slots.release_many(slots)
 
     def poll(self, max_completions: int) -> list[Completion]:
         """See :meth:`hil.link.endpoint.Endpoint.poll`."""
@@ -201,7 +200,7 @@ class BulkSoftRoceEndpoint(SoftRoceEndpoint):
             else:
                 strangers += 1
                 for _ in range(segments):
-                    self._receiver.drop("drop_peer")
+                    self._drop("drop_peer")
         return bool(self._pending)
 
     def _take_run(self) -> Run | None:
@@ -216,8 +215,8 @@ class BulkSoftRoceEndpoint(SoftRoceEndpoint):
             return None
         offsets, counts, stamps = np.array([(b.offset, b.plain, b.t_rx_ps) for b in same]).T.copy()
         states = _states(self._in_states, self._in_paths, size)
-        psn = self._receiver.audit.expected or 0
-        slots = self._receiver.accept_batches(
+        psn = self._uc.receiver.audit.expected or 0
+        slots = self._uc.receiver.accept_batches(
             Batches(self._whole, offsets, counts, first, size, states)
         )
         taken = len(slots)

@@ -30,7 +30,7 @@ import numpy as np
 
 from hil.errors import LinkError
 from hil.link.bulk import SEGMENTS, BulkSoftRoceEndpoint, Run
-from hil.link.endpoint import Endpoint, PeerAddress
+from hil.link.endpoint import PeerAddress
 from hil.link.soft_roce import SoftRoceEndpoint
 from hil.seeds import generator
 
@@ -233,7 +233,7 @@ class _Peer:
 
     def _send_bare(self, packets: int) -> None:
         rows = np.zeros((_CHUNK, PACKET_BYTES), np.uint8)
-        data, step = memoryview(rows.reshape(-1)), PACKET_BYTES * SEGMENTS
+        data, step = rows.reshape(-1).data, PACKET_BYTES * SEGMENTS
         self._bare.settimeout(None)
         for sent in range(0, packets, _CHUNK):
             rows[:, -4 - PAYLOAD_BYTES : -4] = self._payloads
@@ -303,7 +303,7 @@ def _bare_socket(host: str) -> Iterator[socket.socket]:
         yield opened
 
 
-def _next(endpoint: Endpoint) -> int:
+def _next(endpoint: SoftRoceEndpoint) -> int:
     """Sleep until one completion is there; its slot."""
     listen = [endpoint.fileno()]
     while select.select(listen, (), (), _STALL_S)[0]:

@@ -138,16 +138,16 @@ def _icrc(row: U1, state: np.uint32, t: U4) -> np.uint32:
 
 
 @njit(cache=True, inline="always")
-def _big(row: U1, at: int, count: int) -> int:
-    value = 0
+def _big(row: U1, at: int, count: int) -> np.int64:
+    value = np.int64(0)
     for k in range(count):
         value = value << 8 | np.int64(row[at + k])
     return value
 
 
 @njit(cache=True, inline="always")
-def _little(row: U1, at: int) -> int:
-    value = 0
+def _little(row: U1, at: int) -> np.int64:
+    value = np.int64(0)
     for k in range(4):
         value |= np.int64(row[at + k]) << 8 * k
     return value

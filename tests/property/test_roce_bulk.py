@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hil.link.endpoint import Completion
-from hil.link.receiver import BASE_VA, Receiver
+from hil.link.receiver import Receiver
+from hil.link.slots import BASE_VA, Slots
 from hil.wire.icrc import IcrcPath
 from hil.wire.roce import PSN_MASK, Target
 from hil.wire.roce_batch import send_rows, write_imm_rows
@@ -55,6 +56,12 @@ def test_a_sealed_batch_has_the_bytes_of_single_packets(length: int) -> None:
     one[:] = PATHS[0].state(sends.shape[1])
     seal_batch(sends, None, psn, one)
     assert np.array_equal(sends, send_rows(payloads, psn, QP, PATHS[0]))
+
+
+def memory() -> Slots:
+    made = Slots(RKEY)
+    made.register(SLOTS, STRIDE)
+    return made
 
 
 def batches(rows: U1, at: int = 0) -> Batches:
@@ -123,25 +130,26 @@ def test_a_batch_has_the_fate_of_its_packets(
             row[:] = np.frombuffer(sealed, np.uint8)
     for at in lost:  # another frame stands in its place: a gap or a repetition
         rows[at % n] = rows[n - 1]
-    single, batch = Receiver(QP, RKEY, psn), Receiver(QP, RKEY, psn)
-    ours, theirs = single.register(SLOTS, STRIDE), batch.register(SLOTS, STRIDE)
+    ours, theirs = memory(), memory()
+    single, batch = Receiver(QP, psn, ours), Receiver(QP, psn, theirs)
     one = [(c.slot, c.psn) for c in by_packet(single, rows) if not c.busy]
     many, _ = by_batch(batch, rows)
     assert many == one
     assert batch.counts == single.counts
     assert batch.audit.counts() == single.audit.counts()
     assert batch.audit.expected == single.audit.expected
-    assert bytes(theirs) == bytes(ours)
+    assert bytes(theirs.memory) == bytes(ours.memory)
+    assert theirs.owned == ours.owned
 
 
 def test_plain_frames_go_fast_and_the_first_other_one_ends_it() -> None:
     slots = np.arange(SLOTS, dtype=np.int64)
-    receiver = Receiver(QP, RKEY, 5)
-    receiver.register(SLOTS, STRIDE)
+    slots_of_receiver = memory()
+    receiver = Receiver(QP, 5, slots_of_receiver)
     rows = frames(SLOTS, 64, slots, 5)
     _, fast = by_batch(receiver, rows)
     assert fast == SLOTS
-    receiver.release_many(slots)
+    slots_of_receiver.release_many(slots)
     again = frames(SLOTS, 64, slots, 5 + SLOTS)
     again[7, 40] ^= 1
     assert len(receiver.accept_batches(batches(again))) == 7
