@@ -32,7 +32,13 @@ def open_endpoint(
     if config.network == "cudaq_udp":
         return CudaqUdpEndpoint(host, port=config.udp_port, tap=tap)
     return SoftRoceEndpoint(
-        host, port=config.udp_port, psn_start=psn_start, mtu_bytes=config.mtu_bytes, tap=tap
+        host,
+        port=config.udp_port,
+        psn_start=psn_start,
+        mtu_bytes=config.mtu_bytes,
+        transport=config.transport,
+        attributes=config.rc_attributes,
+        tap=tap,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -20,7 +21,8 @@ from hil.wire.hsb import round128
 from hil.wire.rpc import ENVELOPE_BYTES, HEADER_BYTES, Status
 from hil.wire.rpc_batch import row_bytes
 
-_UP_OPCODE, _DOWN_OPCODE, _NO_OPCODE = 0x2B, 0x24, 0xFF
+_OPCODES: Final = {"uc": (0x2B, 0x24), "rc": (0x0B, 0x04)}
+_NO_OPCODE = 0xFF
 _UP_OVERHEAD_BYTES, _DOWN_OVERHEAD_BYTES = 36, 16  # BTH, RETH + immediate (up), ICRC
 _NO_PSN = 0xFFFFFFFF
 _LINK_UP, _LINK_DOWN = 0, 1
@@ -79,7 +81,7 @@ def framing_of(config: NodeConfig, message_bytes: int) -> Framing:
         return Framing((_NO_OPCODE, _NO_OPCODE), None, to_node, to_rack, to_rack)
     bare = HEADER_BYTES + (ENVELOPE_BYTES if config.envelope == "hil" else 0)
     return Framing(
-        (_UP_OPCODE, _DOWN_OPCODE),
+        _OPCODES[config.transport],
         config.psn_start_up,
         message_bytes + _UP_OVERHEAD_BYTES,
         row_bytes(bare + config.prediction_bytes) + _DOWN_OVERHEAD_BYTES,
