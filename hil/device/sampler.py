@@ -36,6 +36,7 @@ class ShotBatch:
         detectors_b8: uint8 [n, ceil(D/8)], detection events, stim b8 (LSB first).
         observables_b8: uint8 [n, ceil(O/8)], true observable flips.
         epoch: calibration epoch of all these shots.
+        measurements_b8: uint8 [n, ceil(M/8)], raw measurement record, where it was asked for.
     """
 
     first_shot: int
@@ -44,6 +45,7 @@ class ShotBatch:
     detectors_b8: U8
     observables_b8: U8
     epoch: int = 0
+    measurements_b8: U8 | None = None
 
     @property
     def n_shots(self) -> int:
@@ -64,6 +66,7 @@ class ShotBatch:
             self.detectors_b8[start:stop],
             self.observables_b8[start:stop],
             self.epoch,
+            None if self.measurements_b8 is None else self.measurements_b8[start:stop],
         )
 
 
@@ -79,18 +82,32 @@ def batch_shots(n_detectors: int) -> int:
 
 
 class StimSampler:
-    """Samples stim circuits through their detector samplers.
+    """Samples stim circuits: detection events, or raw measurements and the events they make.
 
     Shots of several models take turns: shot ``s`` is one of model ``s % len(models)``. Each model
-    then has a seed of its own per batch; one model alone has the seed of the batch.
+    then has a seed of its own per batch; one model alone has the seed of the batch. Both ways of
+    sampling draw the same errors from one seed (stim 1.16; ``tests/integration``), so the payload
+    of the link does not change the shots.
     Stim holds the GIL while it samples: beside anything timed it belongs into a process.
+
+    Args:
+        models: one circuit, or several whose shots take turns.
+        seed: of the run.
+        measurements: sample raw measurements; events and observables are formed from them.
     """
 
-    def __init__(self, models: CodeCircuit | tuple[CodeCircuit, ...], seed: int) -> None:
+    def __init__(
+        self,
+        models: CodeCircuit | tuple[CodeCircuit, ...],
+        seed: int,
+        *,
+        measurements: bool = False,
+    ) -> None:
         import stim
 
         models = models if isinstance(models, tuple) else (models,)
         self._circuits = [stim.Circuit(code.circuit_text) for code in models]
+        self._formers = [SyndromeFormer(code) for code in models] if measurements else []
         self._seed = seed
         self._batch_shots = max(len(models), batch_shots(models[0].n_detectors))
 
@@ -98,21 +115,33 @@ class StimSampler:
         """Yield the first ``n_shots`` shots of the run, batch by batch."""
         for batch in range(-(-n_shots // self._batch_shots)):
             first = batch * self._batch_shots
-            detectors, observables = self._batch(batch)
             keep = min(self._batch_shots, n_shots - first)
-            yield ShotBatch(first, batch, 0, detectors[:keep], observables[:keep])
+            detectors, observables, *record = (rows[:keep] for rows in self._batch(batch))
+            measured = record[0] if record else None
+            yield ShotBatch(first, batch, 0, detectors, observables, measurements_b8=measured)
 
-    def _batch(self, batch: int) -> tuple[U8, U8]:
+    def _batch(self, batch: int) -> tuple[U8, ...]:
         """All shots of a batch; the size of a batch is a multiple of the number of models."""
         n = len(self._circuits)
         parts = []
-        for k, circuit in enumerate(self._circuits):
+        for k in range(n):
             path = ("device", "sampler", batch) if n == 1 else ("device", "sampler", batch, k)
-            sampler = circuit.compile_detector_sampler(seed=seeds.word(self._seed, *path))
-            shots = self._batch_shots // n
-            parts.append(sampler.sample(shots, separate_observables=True, bit_packed=True))
-        detectors, observables = (_in_turn(arrays) for arrays in zip(*parts, strict=True))
-        return detectors, observables
+            word, shots = seeds.word(self._seed, *path), self._batch_shots // n
+            parts.append(self._sample(k, word, shots))
+        return tuple(_in_turn(arrays) for arrays in zip(*parts, strict=True))
+
+    def _sample(self, model: int, seed: int, shots: int) -> tuple[U8, ...]:
+        """Events, observables and, where asked for, the record of ``shots`` of one model."""
+        circuit = self._circuits[model]
+        if not self._formers:
+            sampler = circuit.compile_detector_sampler(seed=seed)
+            events, flips = sampler.sample(shots, separate_observables=True, bit_packed=True)
+            return events, flips
+        former = self._formers[model]
+        record = circuit.compile_sampler(seed=seed, reference_sample=former.reference).sample(
+            shots, bit_packed=True
+        )
+        return (*former.form(record), record)
 
 
 def _in_turn(parts: tuple[U8, ...]) -> U8:
@@ -136,7 +165,8 @@ class SyndromeFormer:
         members, observable_members = _parities(circuit.flattened())
         self._terms = _index_matrix(members, circuit.num_measurements)
         self._observable_terms = _index_matrix(observable_members, circuit.num_measurements)
-        reference = circuit.reference_sample()[None, :]
+        self.reference: NDArray[np.bool_] = circuit.reference_sample()
+        reference = self.reference[None, :]
         self._reference = _parity(reference, self._terms)
         self._observable_reference = _parity(reference, self._observable_terms)
         self.n_measurements = int(circuit.num_measurements)

@@ -7,9 +7,10 @@ pad and RETH length, rkey, bounds (from the start of a slot to its end), immedia
 slot against BTH and address).
 
 A message may come in several packets: as writes with a RETH each, the last one with the immediate
-(the sensor bridge's way), or as FIRST, MIDDLE .., LAST. A packet that goes on is taken only where
-the one before it ended and with the next PSN, and a gap makes the message under way forgotten: it
-is taken up again with the next packet that begins one. So a message with a hole never completes.
+(the sensor bridge's way; its metadata lie at the next multiple of 128), or as FIRST, MIDDLE ..,
+LAST. A packet that goes on is taken only where the one before it ended and with the next PSN, and
+a gap makes the message under way forgotten: it is taken up again with the next packet that begins
+one. So a message with a hole never completes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from hil.link.endpoint import HEADER_BYTES, Completion, Kind
 from hil.link.screen import header_fault, payload_of
 from hil.link.sequence import Arrival, SequenceAudit
 from hil.link.slots import Slots
+from hil.wire.hsb import round128
 from hil.wire.icrc import BTH_BYTES, IcrcPath
 from hil.wire.roce import IMM_BYTES, PSN_BITS, PSN_MASK, slot_imm
 from hil.wire.segments import UC_FORMS, Form
@@ -154,6 +156,9 @@ class Receiver:
         header = bytes(payload[:HEADER_BYTES]) if before is None else before.header
         self.counts["rx_busy" if busy else "rx_ok"] += 1
         if not busy:
+            if before is not None and place.offset > before.next_byte:
+                rest = memoryview(bytes(place.offset - before.next_byte))
+                self._slots.store(place.slot, before.next_byte, rest)
             self._slots.store(place.slot, place.offset, payload)
         end, next_psn = place.offset + len(payload), (psn + 1) & PSN_MASK
         begun = _Begun(form.send, place.slot, end, next_psn, place.whole_bytes, busy, header)
@@ -196,7 +201,8 @@ class Receiver:
             form.last
             and begun is not None
             and begun.whole_bytes is None
-            and (slot, offset, psn) == (begun.slot, begun.next_byte, begun.next_psn)
+            and (slot, psn) == (begun.slot, begun.next_psn)
+            and offset in (begun.next_byte, round128(begun.next_byte) if form.imm else 0)
         )
         return _Place(slot, offset, None, begun) if goes_on else "drop_bounds"
 

@@ -71,7 +71,7 @@ class SoftRoceEndpoint(PacketEndpoint):
         qp = 1 + secrets.randbelow(PSN_MASK) if qp is None else qp
         rkey = secrets.randbits(32) if rkey is None else rkey
         super().__init__(host, port, qp, rkey, psn_start, mtu_bytes, transport, attributes)
-        self._socket = _bound(host, port)
+        self._socket = bound_socket(host, port, "soft_roce")
         self._buffer = bytearray(0x10000)
         self._view = memoryview(self._buffer)
         self._peer_end = ("", 0)
@@ -153,18 +153,14 @@ class SoftRoceEndpoint(PacketEndpoint):
             raise LinkError("send queue stayed full for 1 s", where=self._name())
 
     def _overflow(self) -> int:
-        # counted by the kernel when the receive buffer is full
-        if self._socket.fileno() < 0:
-            return self._dropped_at_close
-        info = self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 64)
-        words = struct.unpack(f"={len(info) // 4}I", info)
-        return int(words[_MEMINFO_DROPS])
+        closed = self._socket.fileno() < 0
+        return self._dropped_at_close if closed else dropped_by_kernel(self._socket)
 
     def _name(self) -> str:
         return f"soft_roce {self._host}:{self._port}"
 
 
-def require_loopback(host: str) -> None:
+def require_loopback(host: str, backend: str = "soft_roce") -> None:
     """Refuse every address outside 127.0.0.0/8.
 
     Raises:
@@ -176,14 +172,26 @@ def require_loopback(host: str) -> None:
     except ValueError:
         pass
     raise LinkError(
-        "soft_roce listens and sends on loopback only",
+        f"{backend} listens and sends on loopback only",
         got=repr(host),
         allowed="an address in 127.0.0.0/8, such as 127.0.0.1",
         fix="use another network backend to leave this machine",
     )
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def dropped_by_kernel(opened: socket.socket) -> int:
+    """Datagrams that found the receive buffer full, as the kernel counts them."""
+    info = opened.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 64)
+    words = struct.unpack(f"={len(info) // 4}I", info)
+    return int(words[_MEMINFO_DROPS])
+
+
+def bound_socket(host: str, port: int, backend: str) -> socket.socket:
+    """A UDP socket that does not block and sends DF; ``backend`` names it in errors.
+
+    Raises:
+        LinkError: the port is taken, or the address cannot be bound.
+    """
     opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
         opened.settimeout(0.0)
@@ -195,7 +203,7 @@ def _bound(host: str, port: int) -> socket.socket:
         taken = error.errno == errno.EADDRINUSE
         raise LinkError(
             "UDP port is taken" if taken else "UDP socket could not be opened",
-            where=f"soft_roce {host}:{port}",
+            where=f"{backend} {host}:{port}",
             got=str(error),
             fix=f"stop the process that owns UDP {host}:{port} (`ss -lunp`), "
             "or choose another loopback address or udp_port"

@@ -19,8 +19,9 @@ import numpy as np
 
 from hil.errors import NodeError, UsageError
 from hil.link.endpoint import Endpoint, Prepared
-from hil.link.soft_roce import SoftRoceEndpoint, Tap
+from hil.link.soft_roce import Tap
 from hil.node.config import Launch, NodeConfig, Peer
+from hil.node.endpoints import open_endpoint, reply_slot_bytes
 from hil.node.exchange import U8, Exchange, NodeLostError, Plan, concatenate
 from hil.node.ledger import Batch, Ledger
 from hil.node.process import NodeProcess
@@ -28,7 +29,6 @@ from hil.node.stamps import StampReader, create_stamp_file
 from hil.timebase import MISSING_PS, PS_PER_MS, PS_PER_NS, PS_PER_S, PS_PER_US, monotonic_ps
 from hil.wire.predecode import Correction, Predecode, build_predecode, parse_correction
 from hil.wire.rpc import Status, pad, ptp_from_ns
-from hil.wire.rpc_batch import row_bytes
 
 __all__ = ["Exchange", "NodeLostError", "Plan", "RackClient"]
 
@@ -45,7 +45,6 @@ IN_PLACE_PS: Final = 100 * PS_PER_US
 """So short an uplink delay is spun away on the spot."""
 
 _HOUSEKEEPING_PS: Final = 20 * PS_PER_MS
-_REPLY_BYTES: Final = 24 + 16
 _LATE_PS: Final = PS_PER_MS
 
 
@@ -103,20 +102,11 @@ class RackClient:
         start_timeout_s: float,
     ) -> None:
         config = self._config
-        self._endpoint: Endpoint = SoftRoceEndpoint(
-            config.rack_address,
-            port=config.udp_port,
-            psn_start=config.psn_start_down,
-            mtu_bytes=config.mtu_bytes,
-            transport=config.transport,
-            attributes=config.rc_attributes,
-            tap=tap,
-        )
+        self._endpoint: Endpoint = open_endpoint(config, "rack", tap)
         self._stack.callback(self._endpoint.close)
         if wrap is not None:
             self._endpoint = wrap(self._endpoint)
-        largest = row_bytes(_REPLY_BYTES + config.prediction_bytes)
-        self._memory = self._endpoint.register(REPLY_SLOTS, largest)
+        self._memory = self._endpoint.register(REPLY_SLOTS, reply_slot_bytes(config))
         address = self._endpoint.address()
         self._stride = address.stride
         n_frames = config.stamp_shots * config.n_blocks

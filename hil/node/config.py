@@ -23,6 +23,7 @@ from hil.errors import UsageError
 from hil.link.endpoint import Transport
 from hil.link.rc_requester import RcAttributes
 from hil.timebase import PS_PER_MS, PS_PER_S
+from hil.wire.rpc import EnvelopeKind
 from hil.wire.segments import path_mtu
 
 HOPS: Final = ("uplink", "deliver", "queue", "decode", "reply", "downlink")
@@ -91,18 +92,37 @@ class Breakage(_Model):
     shots: Positive = 1
 
 
+class DetectorMap(_Model):
+    """How the detectors of one model follow from raw measurements.
+
+    Attributes:
+        rows: D, per detector the measurements (counted from 0 over the blocks) whose parity it is.
+        inverted: detectors whose parity is 1 without noise.
+    """
+
+    rows: tuple[tuple[NonNegative, ...], ...]
+    inverted: tuple[NonNegative, ...] = ()
+
+
 class NodeConfig(_Model):
     """Configuration of one live exchange: addresses, geometry of a shot, decoders, policy, faults.
 
     Attributes:
         rack_address: loopback address of the rack's endpoint.
         node_address: loopback address of the node's endpoint, another one.
+        network: what carries the messages (``hil.node.endpoints``).
         udp_port: UDP port of both (4791 is RoCEv2's).
         psn_start_up: first packet sequence number rack -> node.
         psn_start_down: first packet sequence number node -> rack.
         ring_slots: slots of the node's memory; a frame owns one until its window is taken.
         block_detectors: per block (round; the last one is the final data readout) the detector
             index of each bit on the wire, in order. Together a permutation of ``range(D)``.
+        payload: what the bits on the wire are.
+        block_measurements: payload ``measurements``: bits of each block, in order of the record.
+        detector_maps: payload ``measurements``: D of each model.
+        envelope: what protects a message beside its counter (``hil.wire.rpc``).
+        start: ``agreed``: counters begin at ``first_shot``; ``open``: the first
+            ``enqueue_syndromes`` that arrives begins a shot, whatever its counter and slot.
         n_observables: O, bits of an answer.
         first_shot: number of the first shot that will be sent.
         decoder_id: id that every message must carry.
@@ -139,11 +159,17 @@ class NodeConfig(_Model):
 
     rack_address: str
     node_address: str
+    network: Literal["soft_roce", "cudaq_udp"] = "soft_roce"
     udp_port: Annotated[int, Field(ge=1, le=65535)] = 4791
     psn_start_up: Psn = 0
     psn_start_down: Psn = 0
     ring_slots: Annotated[int, Field(ge=1, le=4096)]
     block_detectors: tuple[tuple[NonNegative, ...], ...]
+    payload: Literal["detectors", "measurements"] = "detectors"
+    block_measurements: tuple[Positive, ...] = ()
+    detector_maps: tuple[DetectorMap, ...] = ()
+    envelope: EnvelopeKind = "hil"
+    start: Literal["agreed", "open"] = "agreed"
     n_observables: Annotated[int, Field(ge=1)]
     first_shot: NonNegative = 0
     decoder_id: Annotated[int, Field(ge=0, le=31)] = 0
@@ -219,14 +245,44 @@ class NodeConfig(_Model):
                 f"{len(self.block_detectors)} blocks, {len(flat)} indices",
                 "blocks with at least one detector, each of range(D) exactly once",
             )
+        self._check_payload()
         if len(self.predecoders) not in (0, 1 + len(self.more_dem_texts)):
             models = 1 + len(self.more_dem_texts)
             _refuse("predecoders", str(len(self.predecoders)), f"one for each of {models} models")
+        if self.predecode and self.start == "open":
+            _refuse("predecode", "start: open", "start agreed: its request id is the shot's number")
+        if self.more_dem_texts and self.start == "open":
+            _refuse("more_dem_texts", "start: open", "one model: whose turn it is nobody knows")
         if self.predecode and self.n_observables != 1:
             _refuse("predecode", f"{self.n_observables} observables", "1: its answer is a parity")
         if self.mode == "decide" and self.fallback is not None:
             self._check_policy()
         return self
+
+    def _check_payload(self) -> None:
+        measured = self.payload == "measurements"
+        models, total = 1 + len(self.more_dem_texts), sum(self.block_measurements)
+        if len(self.block_measurements) != (self.n_blocks if measured else 0):
+            _refuse(
+                "block_measurements",
+                f"{len(self.block_measurements)} blocks, payload {self.payload}",
+                f"{self.n_blocks} blocks with payload measurements, else none",
+            )
+        if len(self.detector_maps) != (models if measured else 0):
+            _refuse(
+                "detector_maps",
+                f"{len(self.detector_maps)}, payload {self.payload}",
+                f"{models}, one per model, with payload measurements, else none",
+            )
+        for one in self.detector_maps:
+            inside = all(m < total for row in one.rows for m in row)
+            rows = len(one.rows) == self.n_detectors
+            if not (inside and rows and all(d < self.n_detectors for d in one.inverted)):
+                _refuse(
+                    "detector_maps",
+                    f"{len(one.rows)} rows",
+                    f"{self.n_detectors} rows of measurements below {total}",
+                )
 
     def _check_policy(self) -> None:
         if self.primary_deadline_ps is None or self.primary_deadline_ps >= self.deadline_ps:
@@ -252,6 +308,11 @@ class NodeConfig(_Model):
     def n_detectors(self) -> int:
         """D: detectors of a whole shot."""
         return sum(len(block) for block in self.block_detectors)
+
+    @cached_property
+    def block_bits(self) -> tuple[int, ...]:
+        """Bits on the wire of each block."""
+        return self.block_measurements or tuple(len(block) for block in self.block_detectors)
 
     @property
     def prediction_bytes(self) -> int:

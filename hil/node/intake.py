@@ -43,7 +43,8 @@ MAX_JUMP: Final = 1 << 22
 """A counter further ahead than this is not believed."""
 
 MAX_UNVERIFIED_SHOTS: Final = 4
-"""The same in shots for a refused frame, whose end-to-end CRC cannot be checked."""
+"""The same in shots where one field alone tells the counter and no end-to-end CRC protects it: of a
+refused frame, and of a request for corrections without envelope."""
 
 PROTOCOL_ERROR: Final = -1
 """Status of a readable message with an unknown function id."""
@@ -100,6 +101,9 @@ class Intake:
     def __init__(self, config: NodeConfig, first_counter: int, memory: int) -> None:
         self._config = config
         self._per_shot = config.messages_per_shot
+        self._origin: int | None = 0 if config.start == "agreed" else None
+        self._first_slot = 0
+        self._bare = config.envelope == "nvidia"
         self.audit = SequenceAudit(64, first_counter, memory)
         self.count: Counter[str] = Counter()
 
@@ -108,7 +112,7 @@ class Intake:
         if self._is_predecode(data):
             return self._admit_predecode(data, slot)
         try:
-            request = parse_request(data)
+            request = parse_request(data, self._config.envelope)
         except RpcError as error:
             self.count[f"bad_{error.cause}"] += 1
             return Rejected(self._refuse_unparsed(data, error))
@@ -116,9 +120,12 @@ class Intake:
             self.count["bad_decoder_id"] += 1
             return Rejected(self.reply(request, Status.INVALID_DECODER))
         if isinstance(request, ResetDecoder):
+            if self._config.start == "open":
+                self._origin = None
             return Admitted(request, NO_COUNTER, Arrival.IN_ORDER)
+        self._begin(request, slot)
         counter = self._counter_of(request)
-        if counter is None or counter % self._config.ring_slots != slot:
+        if counter is None or not self._fits_slot(counter, slot):
             self.count["bad_request" if counter is None else "bad_slot"] += 1
             return Rejected(self.reply(request, Status.BAD_REQUEST))
         arrival = self.audit.observe(counter)
@@ -139,11 +146,11 @@ class Intake:
                 return Rejected(None)
             self.count["busy"] += 1
             return Turned(number, request_id, ptp_timestamp, is_get=True, whole=True)
-        counter = self._extend(request_id)
+        counter = self._extend(request_id) if self._origin is not None else NO_COUNTER
         is_get = counter % self._per_shot == self._config.n_blocks
         expected = GET_CORRECTIONS if is_get else ENQUEUE_SYNDROMES
         near = self._plausible(counter, MAX_UNVERIFIED_SHOTS * self._per_shot)
-        if function != expected or not near or counter % self._config.ring_slots != slot:
+        if function != expected or not near or not self._fits_slot(counter, slot):
             self.count["bad_request"] += 1
             return Rejected(None)
         if self.audit.observe(counter) in _REPEATED:
@@ -157,12 +164,12 @@ class Intake:
         request_id = int.from_bytes(header[12:16], "little")
         if self._is_predecode(header):
             return _nearest(request_id, self._expected_shot)
-        return self._extend(request_id) // self._per_shot
+        return self._extend(request_id) // self._per_shot if self._origin is not None else 0
 
     def enqueue_fault(self, request: EnqueueSyndromes, block: int) -> Fault | None:
         """Why a block cannot be used, or ``None``."""
         fault = self._envelope_fault(request)
-        if fault is None and request.num_syndromes != len(self._config.block_detectors[block]):
+        if fault is None and request.num_syndromes != self._config.block_bits[block]:
             fault = self._bad_request()
         return fault
 
@@ -192,7 +199,8 @@ class Intake:
         shot: int = -1,
     ) -> Reply:
         """Reply with our epoch and board mask, padded as every message."""
-        envelope = Envelope(self._config.epoch, self._config.board_mask, valid_until)
+        known = Envelope(self._config.epoch, self._config.board_mask, valid_until)
+        envelope = None if self._bare else known
         response = Response(int(status), request_id, ptp_timestamp, result, envelope)
         return Reply(pad(build_response(response)), shot)
 
@@ -243,7 +251,7 @@ class Intake:
         """The shot of a predecode, or ``None`` if it is not near or does not fit the slot."""
         number = _nearest(request_id, self._expected_shot)
         near = 0 <= number <= self._expected_shot + jump
-        return number if near and number % self._config.ring_slots == slot else None
+        return number if near and self._fits_slot(number, slot) else None
 
     @property
     def _expected_shot(self) -> int:
@@ -255,30 +263,66 @@ class Intake:
         return [self.audit.observe(first + k) for k in range(self._per_shot)][-1]
 
     def _refuse_unparsed(self, data: memoryview, error: RpcError) -> Reply | None:
-        if not is_intact(data):
-            return None  # not a request, or its request_id cannot be trusted
-        header = peek_request(data)
+        try:
+            header = peek_request(data)
+        except RpcError:
+            return None  # not a request
+        if not self._bare and not is_intact(data):
+            return None  # its request_id cannot be trusted
         status = PROTOCOL_ERROR if error.cause == "function" else Status.BAD_REQUEST
         return self.reply_to(header.request_id, header.ptp_timestamp, status)
 
+    def _begin(self, request: EnqueueSyndromes | GetCorrections, slot: int) -> None:
+        """Open start: what comes with the size of a first block begins the next shot."""
+        if self._origin is not None or isinstance(request, GetCorrections):
+            return
+        if (request.num_syndromes, request.counter & _RID_MASK) != (
+            self._config.block_bits[0],
+            request.request_id,
+        ):
+            return
+        shots = -(-(self.audit.expected or 0) // self._per_shot)
+        self._origin = request.counter - shots * self._per_shot
+        self._first_slot = slot - shots * self._per_shot
+
+    def _fits_slot(self, counter: int, slot: int) -> bool:
+        """Whether a message may lie in ``slot``: the sender fills the ring strictly in turn."""
+        if self._config.network == "cudaq_udp":
+            return True  # the receiver does, by arrival: behind a loss no counter tells the slot
+        return (counter + self._first_slot - slot) % self._config.ring_slots == 0
+
     def _counter_of(self, request: EnqueueSyndromes | GetCorrections) -> int | None:
-        """The message's counter, or ``None`` if its fields contradict each other."""
-        is_get = isinstance(request, GetCorrections)
-        counter = self._extend(request.request_id) if is_get else request.counter  # type: ignore[union-attr]
-        consistent = counter >= 0 and counter & _RID_MASK == request.request_id
+        """The message's counter since the start, ``None`` if its fields contradict each other."""
+        if self._origin is None:
+            return None
+        if isinstance(request, GetCorrections):
+            is_get, counter = True, self._extend(request.request_id)
+        else:
+            is_get, counter = False, request.counter - self._origin
+        consistent = counter >= 0 and (counter + self._origin) & _RID_MASK == request.request_id
         right_kind = (counter % self._per_shot == self._config.n_blocks) == is_get
-        return counter if consistent and right_kind and self._plausible(counter) else None
+        jump = MAX_UNVERIFIED_SHOTS * self._per_shot if self._bare and is_get else MAX_JUMP
+        believed = consistent and self._plausible(counter, jump)
+        if self._config.start == "open" and believed and not right_kind:
+            self._origin = None  # it began inside a shot: begin anew, rather than splice shots
+        return counter if believed and right_kind else None
 
     def _extend(self, request_id: int) -> int:
-        """The counter nearest to the expected one whose low 32 bits are ``request_id``."""
-        return _nearest(request_id, self.audit.expected or 0)
+        """The counter nearest to the expected one that has this ``request_id``."""
+        return _nearest(request_id - (self._origin or 0), self.audit.expected or 0)
 
     def _plausible(self, counter: int, jump: int = MAX_JUMP) -> bool:
         return 0 <= counter <= (self.audit.expected or 0) + jump
 
     def _envelope_fault(self, request: EnqueueSyndromes | GetCorrections) -> Fault | None:
         envelope, stamp = request.envelope, request.ptp_timestamp
-        if envelope is None or stamp == 0 or stamp & _RID_MASK >= _NS_PER_S:
+        if stamp == 0 or stamp & _RID_MASK >= _NS_PER_S:
+            if not (self._bare and self._config.mode == "measure"):
+                return self._bad_request()
+            self.count["unstamped"] += 1  # a foreign clock or none: nothing here needs it
+        if self._bare:
+            return None
+        if envelope is None:
             return self._bad_request()
         if envelope.epoch != self._config.epoch:
             self.count["bad_epoch"] += 1

@@ -134,13 +134,13 @@ class Ledger:
     def reply(self, data: memoryview, t_rx_ps: int) -> None:
         """A reply arrived: let it settle its shot, or count why it does not."""
         try:
-            response = parse_response(data)
+            response = parse_response(data, self._config.envelope)
         except RpcError as error:
             bad_crc = error.cause == "envelope_crc"
             self.count["reply_bad_crc" if bad_crc else "reply_malformed"] += 1
             return
         envelope = response.envelope
-        if envelope is None or envelope.epoch != self._config.epoch:
+        if envelope is not None and envelope.epoch != self._config.epoch:
             self.count["reply_bad_epoch"] += 1
             return
         counter = self._outstanding(response.request_id)

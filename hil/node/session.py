@@ -19,7 +19,8 @@ from gpu_decoder.protocol import Reason
 from hil.errors import NodeError
 from hil.link.sequence import Arrival
 from hil.node.config import NodeConfig
-from hil.node.intake import Fault, Intake, Rejected
+from hil.node.forming import Forming
+from hil.node.intake import Admitted, Fault, Intake, Rejected
 from hil.node.shots import (
     Action,
     Answerer,
@@ -66,6 +67,7 @@ class Session:
         self._intake = Intake(config, first_counter, HISTORY_SHOTS * self._per_shot)
         self._count = self._intake.count
         self._windows = Windows(config, self._shots)
+        self._forming = Forming(config)
         self._last_frame_ps = 0
 
     # -- events -------------------------------------------------------------------------------
@@ -88,7 +90,7 @@ class Session:
         if isinstance(request, GetCorrections):
             return actions + self._get(shot, request, slot)
         actions.append(StampFrame(read.counter, t_rx_ps, now_ps))
-        return actions + self._enqueue(shot, request, slot, read.arrival, now_ps)
+        return actions + self._enqueue(shot, request, slot, read, now_ps)
 
     def refused(self, header: bytes, slot: int, now_ps: int) -> list[Action]:
         """A frame found ``slot`` owned: nothing was stored, only its header is known."""
@@ -184,10 +186,10 @@ class Session:
     # -- messages -----------------------------------------------------------------------------
 
     def _enqueue(
-        self, shot: Shot, request: EnqueueSyndromes, slot: int, arrival: Arrival, now_ps: int
+        self, shot: Shot, request: EnqueueSyndromes, slot: int, read: Admitted, now_ps: int
     ) -> list[Action]:
         self._count["enqueue"] += 1
-        block = request.counter % self._per_shot
+        block = read.counter % self._per_shot
         fault = self._intake.enqueue_fault(request, block)
         if fault is not None:
             refusal = self._intake.reply(request, fault.status)
@@ -199,11 +201,12 @@ class Session:
         self._place(shot, request, block)
         shot.slots.append(slot)
         before = (1 << block) - 1
-        gap = arrival is Arrival.GAP or (shot.received & before) != before
+        gap = read.arrival is Arrival.GAP or (shot.received & before) != before
         shot.received |= 1 << block
         reply = self._intake.reply(request, Status.SYNDROMES_DROPPED if gap else Status.OK)
         if shot.received != self._all_blocks:
             return [reply]
+        shot.bits = self._forming.events(shot.number, shot.bits)
         return [*self._assembled(shot, now_ps), reply]  # the window first: it is waited for
 
     def _assembled(self, shot: Shot, now_ps: int) -> list[Action]:
@@ -215,9 +218,7 @@ class Session:
         return self._follow(self._windows.eligible(shot, now_ps))
 
     def _place(self, shot: Shot, request: EnqueueSyndromes, block: int) -> None:
-        index = self._config.detector_index[block]
-        packed = np.frombuffer(request.bits, np.uint8)
-        shot.bits[index] = np.unpackbits(packed, count=len(index), bitorder="little")
+        self._forming.place(shot.bits, block, request.bits)
         if block == self._config.n_blocks - 1:
             shot.t0_last_ps = ptp_to_ns(request.ptp_timestamp) * PS_PER_NS
 
@@ -247,7 +248,7 @@ class Session:
         shot.asked = Asked(request.request_id, request.ptp_timestamp, 0, whole=True)
         if shot.outcome is not None:  # declared: a newer one was here first
             return [*actions, Release((slot,)), *self._deliver(shot)]
-        shot.bits[:] = np.frombuffer(request.detectors, np.uint8)
+        shot.bits = np.frombuffer(request.detectors, np.uint8)
         shot.t0_last_ps = ptp_to_ns(request.ptp_timestamp) * PS_PER_NS
         shot.received = self._all_blocks
         shot.slots.append(slot)
@@ -263,7 +264,7 @@ class Session:
             self._forget(number - HISTORY_SHOTS - 1, actions)
         shot = self._shots.get(number)
         if shot is None:
-            shot = Shot(number, np.zeros(self._config.n_detectors, np.uint8))
+            shot = Shot(number, self._forming.empty())
             self._shots[number] = self._collecting[number] = shot
             if number < self._newest:  # its first frame comes after one of a newer shot
                 actions += self._abandon([number])

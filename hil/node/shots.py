@@ -76,7 +76,7 @@ class Shot:
     """State of one shot."""
 
     number: int
-    bits: NDArray[np.uint8]  # one byte per detector
+    bits: NDArray[np.uint8]  # one byte per bit on the wire; per detector once it is whole
     received: int = 0  # bit k: block k is in
     slots: list[int] = field(default_factory=list)
     t0_last_ps: int = 0

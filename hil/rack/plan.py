@@ -54,7 +54,7 @@ def build_pipeline(
 
     Args:
         scenario: checked scenario.
-        largest_block_bits: detectors of the largest block: fixes the length of all frames.
+        largest_block_bits: bits of the largest block on the wire: fixes the length of all frames.
         way_back_pred_ps: time that the policy predicts from decode end to correction in effect.
 
     Raises:
@@ -75,13 +75,13 @@ def build_pipeline(
             fix="raise slots or lower rounds",
         )
     up = system.links.up
-    message = enqueue_row_bytes(largest_block_bits)
+    message = enqueue_row_bytes(largest_block_bits, up.envelope)
     if message > up.mtu_bytes:
         raise ScenarioError(
             "not yet supported: a round that does not fit one packet",
             where="system.links.up.mtu",
             got=f"{up.mtu_bytes}B",
-            allowed=f">= {message}B for {largest_block_bits} detectors",
+            allowed=f">= {message}B for {largest_block_bits} bits",
             fix="raise mtu or lower distance",
         )
     frame = FRAME_OVERHEAD_BYTES + message + _PREAMBLE_FCS_BYTES

@@ -35,6 +35,7 @@ _LINKS: Final = {
     "virtual": "arrays in one process, no frame; latencies are the scenario's models",
     "soft_roce": "RoCEv2 frames with exact ICRC over UDP sockets on loopback, real processes; "
     "no RDMA device: its timing says nothing about one",
+    "cudaq_udp": "plain UDP datagrams on loopback, one per slot; no packet number, no ICRC",
 }
 
 

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from gpu_decoder.protocol import Reason
+from hil.node.config import NodeConfig
+from hil.node.endpoints import reply_slot_bytes, slot_bytes
 from hil.node.exchange import Exchange
 from hil.rack.timeline import I64
 from hil.scenario.model import BreakFault, DelayFault, Fault, QpuSpec
 from hil.timebase import MISSING_PS
 from hil.trace.column import Array
 from hil.trace.schema import Block, ByteWidths, block, clip, code
+from hil.wire.hsb import round128
 from hil.wire.rpc import ENVELOPE_BYTES, HEADER_BYTES, Status
 from hil.wire.rpc_batch import row_bytes
 
-_UP_OPCODE, _DOWN_OPCODE = 0x2B, 0x24
+_OPCODES: Final = {"uc": (0x2B, 0x24), "rc": (0x0B, 0x04)}
+_NO_OPCODE = 0xFF
 _UP_OVERHEAD_BYTES, _DOWN_OVERHEAD_BYTES = 36, 16  # BTH, RETH + immediate (up), ICRC
+_NO_PSN = 0xFFFFFFFF
 _LINK_UP, _LINK_DOWN = 0, 1
 
 
@@ -48,8 +55,46 @@ def _target(fault: Fault) -> str:
     return f"hop {fault.target}" if isinstance(fault, DelayFault) else f"decoder {fault.target}"
 
 
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How the messages of a run lie in UDP datagrams.
+
+    Attributes:
+        opcodes: of the BTH, rack to node and back; 255 without one.
+        psn_start: PSN of the first message of a run; ``None``: there are none.
+        message: bytes of the UDP payload of a message with a round.
+        answer: the same of a reply with an answer.
+        refusal: the same of a reply without.
+    """
+
+    opcodes: tuple[int, int]
+    psn_start: int | None
+    message: int
+    answer: int
+    refusal: int
+
+
+def framing_of(config: NodeConfig, message_bytes: int) -> Framing:
+    """The framing of a live exchange whose messages have ``message_bytes``."""
+    if config.network == "cudaq_udp":  # every datagram is a slot of its receiver
+        to_node, to_rack = round128(slot_bytes(config)), round128(reply_slot_bytes(config))
+        return Framing((_NO_OPCODE, _NO_OPCODE), None, to_node, to_rack, to_rack)
+    bare = HEADER_BYTES + (ENVELOPE_BYTES if config.envelope == "hil" else 0)
+    return Framing(
+        _OPCODES[config.transport],
+        config.psn_start_up,
+        message_bytes + _UP_OVERHEAD_BYTES,
+        row_bytes(bare + config.prediction_bytes) + _DOWN_OVERHEAD_BYTES,
+        row_bytes(bare) + _DOWN_OVERHEAD_BYTES,
+    )
+
+
 def packet_rows(
-    got: Exchange, *, wall_start_ps: int, psn_start: int, message_bytes: int, widths: ByteWidths
+    got: Exchange,
+    *,
+    wall_start_ps: int,
+    framing: Framing,
+    widths: ByteWidths,
 ) -> Block:
     """Rows of /packets for one exchange.
 
@@ -81,9 +126,9 @@ def packet_rows(
         return np.where(down, back, up)[keep]
 
     wall: I64 = np.where(times == MISSING_PS, MISSING_PS, times - wall_start_ps)
-    bare = HEADER_BYTES + ENVELOPE_BYTES
-    with_answer = row_bytes(bare + got.prediction_b8.shape[1])
-    reply_bytes = np.where(got.status_code == Status.OK, with_answer, row_bytes(bare))
+    reply_bytes = np.where(got.status_code == Status.OK, framing.answer, framing.refusal)
+    first = framing.psn_start
+    psn = np.full_like(seq, _NO_PSN) if first is None else (first + seq) & 0xFFFFFF
     return block(
         "packets",
         int(keep.sum()),
@@ -92,11 +137,9 @@ def packet_rows(
         link=chosen(_LINK_UP, _LINK_DOWN),
         dir=chosen(code("packets", "dir", "up"), code("packets", "dir", "down")),
         kind=kinds[keep],
-        opcode=chosen(_UP_OPCODE, _DOWN_OPCODE),
-        psn=np.where(down, 0xFFFFFFFF, (psn_start + seq) & 0xFFFFFF)[keep],
+        opcode=chosen(*framing.opcodes),
+        psn=np.where(down, _NO_PSN, psn)[keep],
         seq=(seq & 0xFFFFFFFF)[keep],
         request_id=(seq & 0xFFFFFFFF)[keep],
-        len=np.where(
-            down, (reply_bytes + _DOWN_OVERHEAD_BYTES)[:, None], message_bytes + _UP_OVERHEAD_BYTES
-        )[keep],
+        len=np.where(down, reply_bytes[:, None], framing.message)[keep],
     )

@@ -21,6 +21,7 @@ from typing import Self
 import numpy as np
 
 from hil.device.families import Models
+from hil.device.measurements import measurement_layout
 from hil.device.sampler import BlockCutter, ShotBatch, StimSampler, event_counts
 from hil.errors import HilError, RigError
 from hil.node.processes import signal_when_parent_dies
@@ -29,7 +30,12 @@ from hil.rack.pipeline import Pipeline
 from hil.rack.plan import WorkloadSource
 from hil.rack.timeline import I64, U8, Workload
 from hil.timebase import PS_PER_MS, PS_PER_NS
-from hil.wire.rpc_batch import build_enqueue_batch, build_get_batch, ptp_from_ns_array
+from hil.wire.rpc_batch import (
+    build_enqueue_batch,
+    build_get_batch,
+    ptp_from_ns_array,
+    split_blocks,
+)
 
 MODELLED_HOPS = frozenset({"acquire", "packetize", "apply"})
 """Hops that are models even in a live run; all others are measured."""
@@ -75,6 +81,16 @@ class FeedPlan:
     board_mask: int
 
     @property
+    def measurements(self) -> bool:
+        """Whether frames carry raw measurements."""
+        return self.source.scenario.system.links.up.payload == "measurements"
+
+    def block_bits(self) -> I64:
+        """int64 [r]: bits of each block on the wire."""
+        code = self.models[0]
+        return measurement_layout(code).block_bits if self.measurements else code.block_bits
+
+    @property
     def chunk_shots(self) -> int:
         """Shots per chunk: about 100 ms of wall time, 4..256."""
         shots = _CHUNK_WALL_PS // (self.pipeline.shot_period_ps * self.pace)
@@ -84,7 +100,11 @@ class FeedPlan:
         """Make all chunks; ``wall_start_ps`` is the monotonic instant of scenario time 0."""
         cutter = BlockCutter(self.models[0])
         rack = BulkExecutor(self.pipeline)
-        for batch in StimSampler(self.models, self.source.scenario.run.seed).batches(self.n_shots):
+        sampler = StimSampler(
+            self.models, self.source.scenario.run.seed, measurements=self.measurements
+        )
+        block_bits = self.block_bits()
+        for batch in sampler.batches(self.n_shots):
             blocks = cutter.event_counts(batch.detectors_b8)
             work = self.source.with_faults(
                 self.source.rack_only(batch.batch, batch.first_shot, batch.n_shots, blocks),
@@ -92,19 +112,29 @@ class FeedPlan:
             )
             for start in range(0, batch.n_shots, self.chunk_shots):
                 stop = min(start + self.chunk_shots, batch.n_shots)
+                part = batch.part(start, stop)
+                bits = self._wire_bits(part, cutter, block_bits)
                 yield self._chunk(
-                    batch.part(start, stop), work.part(start, stop), rack, cutter, wall_start_ps
+                    part, work.part(start, stop), rack, bits, block_bits, wall_start_ps
                 )
+
+    def _wire_bits(self, batch: ShotBatch, cutter: BlockCutter, block_bits: I64) -> U8:
+        """uint8 [n, r, bytes]: what travels, block by block."""
+        if batch.measurements_b8 is None:
+            return cutter.cut(batch.detectors_b8)
+        return split_blocks(batch.measurements_b8, block_bits)
 
     def _chunk(
         self,
         batch: ShotBatch,
         work: Workload,
         rack: BulkExecutor,
-        cutter: BlockCutter,
+        bits_b8: U8,
+        block_bits: I64,
         wall_start_ps: int,
     ) -> Chunk:
         intended, formed, send = rack.send_times(work)
+        envelope = self.source.scenario.system.links.up.envelope
         n, r = intended.shape
         counters = np.arange(n * (r + 1), dtype=np.uint64).reshape(n, r + 1) + np.uint64(
             batch.first_shot * (r + 1)
@@ -114,10 +144,11 @@ class FeedPlan:
             self.pipeline.round_period_ps
         )
         enqueue = build_enqueue_batch(
-            cutter.cut(batch.detectors_b8),
-            cutter.block_bits,
+            bits_b8,
+            block_bits,
             counters=counters[:, :r],
             ptp_timestamps=stamps,
+            envelope=envelope,
             epoch=batch.epoch,
             board_mask=self.board_mask,
             valid_until_round=(valid_until & 0xFFFFFFFF)[:, None],
@@ -126,6 +157,7 @@ class FeedPlan:
             counters[:, r],
             stamps[:, -1],
             return_size=self.models[0].n_observables,
+            envelope=envelope,
             epoch=batch.epoch,
             board_mask=self.board_mask,
             valid_until_round=valid_until & 0xFFFFFFFF,

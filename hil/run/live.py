@@ -28,7 +28,7 @@ from hil.node.config import NodeConfig
 from hil.node.shots import NO_REPLY
 from hil.rack.pipeline import Pipeline, StageExecutor, WayBack, finish
 from hil.rack.timeline import I64, Path, Status, Timeline, Workload
-from hil.run.events import packet_rows
+from hil.run.events import framing_of, packet_rows
 from hil.run.feeder import Chunk, Feeder, FeedPlan
 from hil.run.live_config import Predictions
 from hil.run.parts import Decoders
@@ -259,8 +259,7 @@ class LiveRun:
         rows = packet_rows(
             got,
             wall_start_ps=self.wall_start_ps,
-            psn_start=self.config.psn_start_up,
-            message_bytes=chunk.enqueue.shape[2],
+            framing=framing_of(self.config, chunk.enqueue.shape[2]),
             widths=self.widths,
         )
         return {"packets": rows}

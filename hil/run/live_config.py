@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
 from gpu_decoder.runtime.protocol import EngineError
 from gpu_decoder.turns import TurnDecoders
 from hil.device.families import Models
+from hil.device.measurements import measurement_layouts
 from hil.device.sampler import ShotBatch, StimSampler
 from hil.errors import DecoderError, ScenarioError
-from hil.node.config import Breakage, Delays, NodeConfig
+from hil.node.config import Breakage, Delays, DetectorMap, NodeConfig
 from hil.rack.bulk import BulkExecutor
 from hil.rack.pipeline import Pipeline
 from hil.rack.plan import fallback_reasons, rack_way_back_ps
@@ -108,7 +110,8 @@ def node_config(
 ) -> NodeConfig:
     """What the node process is told."""
     system, network = scenario.system, scenario.profile.network
-    fallback = system.decoder.fallback
+    fallback, up = system.decoder.fallback, system.links.up
+    measured = measurement_layouts(models) if up.payload == "measurements" else ()
     code, *others = models
     edges = np.concatenate([[0], np.cumsum(code.block_bits)])
     blocks = [code.wire_order[a:b].tolist() for a, b in pairwise(edges)]
@@ -116,11 +119,16 @@ def node_config(
     return NodeConfig.create(
         rack_address=network.rack_address,
         node_address=network.node_address,
+        network=live_network(scenario),
         udp_port=system.links.up.udp_port,
         psn_start_up=system.links.up.psn_start,
         psn_start_down=system.links.down.psn_start,
         ring_slots=system.decoder.ring.slots,
         block_detectors=tuple(tuple(b) for b in blocks),
+        payload=up.payload,
+        envelope=up.envelope,
+        block_measurements=tuple(measured[0].block_bits.tolist()) if measured else (),
+        detector_maps=tuple(DetectorMap(rows=m.rows, inverted=m.inverted) for m in measured),
         n_observables=code.n_observables,
         board_mask=board_mask(scenario),
         dem_text=code.dem_text,
@@ -149,6 +157,20 @@ def node_config(
         mtu_bytes=system.links.up.mtu_bytes,
         transport=system.links.transport,
     )
+
+
+def live_network(scenario: Scenario) -> Literal["soft_roce", "cudaq_udp"]:
+    """The network backend of a live run.
+
+    Raises:
+        ScenarioError: no frame travels in this profile.
+    """
+    backend = scenario.profile.network.backend
+    if backend == "virtual":
+        raise ScenarioError(
+            "not a live network", where="bind.profiles.*.network.backend", got=backend
+        )
+    return backend
 
 
 def _delays(scenario: Scenario) -> Delays:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from hil.device.circuits import CodeCircuit
 from hil.device.families import Models
+from hil.device.measurements import measurement_layouts
 from hil.device.sampler import BlockCutter, StimSampler
 from hil.link.capture import Capture
 from hil.rack.plan import (
@@ -23,7 +24,7 @@ from hil.run.parts import Decoders, board_mask, build_circuits, build_decoders
 from hil.run.record import Audit, Driven
 from hil.run.resume import Earlier
 from hil.scenario.load import Loaded
-from hil.scenario.model import Ising25Noise, IsingScalarNoise, UserCircuit
+from hil.scenario.model import Ising25Noise, IsingScalarNoise, Scenario, UserCircuit
 from hil.trace.column import ByteWidths
 from hil.trace.meta import ModelMeta, TraceMeta
 from hil.verdict.judge import limits_of
@@ -154,14 +155,16 @@ def build_driver(rig: Rig, widths: ByteWidths) -> Batches:
     """The virtual or the live driver of this scenario, ready to be pulled."""
     scenario = rig.loaded.scenario
     source = WorkloadSource(scenario)
-    largest = int(rig.code.block_bits.max())
+    measured = scenario.system.links.up.payload == "measurements"
+    sent = measurement_layouts(rig.models)[0] if measured else rig.code
+    largest = int(sent.block_bits.max())
     if rig.loaded.profile.live:
         return _live(rig, source, largest, widths)
     pipeline = build_pipeline(scenario, largest, way_back_pred_ps=modelled_way_back_ps(scenario))
     executor, rig.executor_why = choose_executor(scenario, pipeline)
     rig.executor = executor.name
     return virtual.drive(
-        StimSampler(rig.models, scenario.run.seed),
+        StimSampler(rig.models, scenario.run.seed, measurements=measured),
         source,
         executor,
         rig.decoders,
@@ -198,9 +201,17 @@ def _live(rig: Rig, source: WorkloadSource, largest: int, widths: ByteWidths) ->
         stop=lambda: bool(rig.interrupt),
         capture=rig.capture,
     )
-    if scenario.system.links.up.udp_port != ROCE_PORT:
-        rig.remarks.append(f"UDP port {scenario.system.links.up.udp_port} is not RoCEv2's")
+    rig.remarks += _port_remarks(scenario)
     return _live_batches(rig, run)
+
+
+def _port_remarks(scenario: Scenario) -> list[str]:
+    port = scenario.system.links.up.udp_port
+    plain = scenario.profile.network.backend == "cudaq_udp"
+    if plain == (port != ROCE_PORT):
+        return []
+    what = "is RoCEv2's, and these datagrams are not" if plain else "is not RoCEv2's"
+    return [f"UDP port {port} {what}"]
 
 
 def _live_batches(rig: Rig, run: LiveRun) -> Batches:

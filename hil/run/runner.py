@@ -170,7 +170,7 @@ def _capture(loaded: Loaded, path: Path) -> Capture:
             "no frame travels in a virtual run: there is nothing to capture",
             where="--pcap",
             got=f"profile {scenario.bind.use} with network {network.backend}",
-            allowed="a profile with network soft_roce",
+            allowed="a profile with a live network",
             fix="leave --pcap out, or choose a live profile with --bind",
         )
     ends = Ends(network.rack_address, network.node_address, scenario.system.links.up.udp_port)

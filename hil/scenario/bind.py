@@ -36,8 +36,9 @@ class RackBinding(Spec):
 class NetworkBinding(Spec):
     """How the links are realised."""
 
-    backend: Literal["virtual", "soft_roce"] = Field(
-        description="Arrays in one process, or RoCEv2 frames over UDP sockets."
+    backend: Literal["virtual", "soft_roce", "cudaq_udp"] = Field(
+        description="Arrays in one process, RoCEv2 frames over UDP sockets, or plain UDP datagrams "
+        "as CUDA-Q Realtime sends them without a NIC."
     )
     rack_address: str = Field(default="127.0.0.2", description="Loopback address of the rack.")
     node_address: str = Field(default="127.0.0.1", description="Loopback address of the node.")
@@ -206,7 +207,7 @@ class BoundProfile(Spec):
                 "E513",
                 f"network {network} does not go with node {node}",
                 got=f"network.backend: {network}, decoder.node: {node}",
-                allowed="virtual with in_process, soft_roce with process",
+                allowed="virtual with in_process, live networks with process",
                 fix=f"write decoder.node: {want}",
                 at="decoder.node",
             )
@@ -222,7 +223,7 @@ class BoundProfile(Spec):
         if self.live and time == "modelled":
             raise problem(
                 "E207",
-                "not yet supported: time: modelled with network.backend: soft_roce",
+                f"not yet supported: time: modelled with network.backend: {network}",
                 got="decoder.time: modelled",
                 allowed="decoder.time: measured",
                 fix="write time: measured, or network.backend: virtual",

@@ -123,6 +123,9 @@ def check_parts(parts: Parts, document: Document) -> Iterator[Problem]:
         yield from check_rack(parts.rack, parts.qpu, document)
         if parts.links is not None:
             yield from check_links(parts.links, parts.rack, document)
+    if parts.links is not None:
+        yield from _check_envelope(parts.links, parts.expect, document)
+        yield from _check_plain_udp(parts.links, parts.bind, document)
     if parts.qpu is not None and parts.decoder is not None:
         yield from _check_ring(parts.decoder, parts.qpu, document)
     if parts.decoder is not None:
@@ -139,6 +142,40 @@ def check_parts(parts: Parts, document: Document) -> Iterator[Problem]:
         yield from _check_faults(parts.faults, parts.run, document)
         yield from _check_breaks(parts.faults, parts.decoder, document)
         yield from check_expectations(parts.expect, parts.run, document)
+
+
+def _check_envelope(
+    links: LinksSpec, expect: Mapping[str, Expectation], document: Document
+) -> Iterator[Problem]:
+    """Messages without an epoch cannot show that two epochs were mixed."""
+    for name, expectation in expect.items():
+        if links.up.envelope == "nvidia" and expectation.metric == "shots.mixed_epoch":
+            yield document.problem(
+                "E513",
+                ("expect", name, "metric"),
+                "shots.mixed_epoch cannot be seen without an epoch in the messages",
+                got="links.up.envelope: nvidia",
+                allowed="links.up.envelope: hil",
+                fix="remove this expectation, or write envelope: hil",
+            )
+
+
+def _check_plain_udp(
+    links: LinksSpec, bind: BindSpec | None, document: Document
+) -> Iterator[Problem]:
+    """Plain UDP acknowledges nothing."""
+    used = bind.profiles.get(bind.use) if bind is not None else None
+    if bind is None or used is None or links.transport == "uc":
+        return
+    if used.network.backend == "cudaq_udp":
+        yield document.problem(
+            "E513",
+            ("bind", "profiles", bind.use, "network", "backend"),
+            "plain UDP is no reliable connection",
+            got=f"network.backend: cudaq_udp, links.up.profile: {links.up.profile}",
+            allowed="cudaq_udp with rocev2-uc-write-imm and rocev2-uc-send",
+            fix="write another network.backend, or the profiles of uc",
+        )
 
 
 def _check_cadence(qpu: QpuSpec, document: Document) -> Iterator[Problem]:

@@ -99,11 +99,15 @@ class UpLinkSpec(_Link):
     profile: Literal["rocev2-uc-write-imm", "rocev2-rc-write-imm"] = Field(
         description="Transport: uc, unreliable, or rc, reliable connection; both links alike."
     )
-    payload: Literal["detectors"] = Field(
-        default="detectors", description="What a frame carries: detection events of one round."
+    payload: Literal["detectors", "measurements"] = Field(
+        default="detectors",
+        description="What a frame carries of its round: detection events, or raw measurements "
+        "from which the decoder forms them.",
     )
-    envelope: Literal["hil"] = Field(
-        default="hil", description="Fields that protect each message: epoch, boards, crc32."
+    envelope: Literal["hil", "nvidia"] = Field(
+        default="hil",
+        description="Fields that protect each message: hil (epoch, boards, crc32), or nvidia: "
+        "none beside counter and request id.",
     )
 
 

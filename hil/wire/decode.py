@@ -9,10 +9,12 @@ slots) or on other frames (PSN, parts of a message) is not judged here.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, Final
 
 from hil.errors import WireError
 from hil.wire import rpc
+from hil.wire.hsb import METADATA_BYTES, Metadata
 from hil.wire.icrc import ICRC_BYTES, icrc_of_headers
 from hil.wire.predecode import PREDECODE, parse_predecode
 from hil.wire.roce import (
@@ -32,6 +34,7 @@ _FUNCTIONS: Final = {
     rpc.SET_EPOCH: "set_epoch",
     PREDECODE: "predecode",
 }
+_METADATA_FLAGS: Final = 4
 _FORMS: Final = {**UC_FORMS, **RC_FORMS}
 _TAKEN: Final = frozenset({*_FORMS, int(Opcode.RC_ACKNOWLEDGE)})
 
@@ -66,7 +69,7 @@ def decode(frame: bytes) -> dict[str, Any]:
     if found.packet.aeth:
         fields |= {"syndrome": found.packet.aeth.syndrome, "msn": found.packet.aeth.msn}
     fields |= {"payload_len": len(found.packet.payload), "icrc_ok": found.icrc_ok}
-    message, cause = _message(found.packet.payload)
+    message, cause = _metadata(found) or _message(found.packet.payload)
     if not _judged(bth.opcode, cause):
         cause = None
     return fields | message | {"drop": _refused(found) or cause}
@@ -132,6 +135,22 @@ def _refused(found: Frame) -> str | None:
         "drop_imm": imm_psn == bth.psn & 0xFFFFF,
     }
     return next((cause for cause, good in checks.items() if not good), None)
+
+
+def _metadata(found: Frame) -> tuple[dict[str, Any], str | None] | None:
+    """Key ``metadata`` of a frame in which the sensor bridge tells about a window, else ``None``.
+
+    No message begins with the flags and the PSN of the very packet that carries it.
+    """
+    packet = found.packet
+    if packet.bth.opcode != Opcode.UC_WRITE_ONLY_IMM or len(packet.payload) != METADATA_BYTES:
+        return None
+    try:
+        metadata = Metadata.unpack(packet.payload)
+    except WireError:
+        return None
+    own = metadata.psn == packet.bth.psn and metadata.flags < _METADATA_FLAGS
+    return ({"metadata": asdict(metadata)}, None) if own else None
 
 
 def _message(payload: bytes) -> tuple[dict[str, Any], str | None]:

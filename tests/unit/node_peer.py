@@ -16,6 +16,7 @@ from hil.timebase import PS_PER_MS, PS_PER_US
 from hil.wire.rpc import (
     EnqueueSyndromes,
     Envelope,
+    EnvelopeKind,
     GetCorrections,
     Response,
     build_request,
@@ -115,14 +116,15 @@ class Peer:
         self.frames: list[StampFrame] = []
         self.owned: set[int] = set()
 
-    def take(self, actions: list[Action]) -> list[Response]:
+    def take(self, actions: list[Action], envelope: EnvelopeKind = "hil") -> list[Response]:
         new: list[Response] = []
         for action in actions:
             match action:
                 case Reply():
-                    new.append(parse_response(action.data))
+                    new.append(parse_response(action.data, envelope))
                     if action.shot >= 0:
-                        new += self.take(self.session.reply_sent(action.shot, self.now_ps))
+                        done = self.session.reply_sent(action.shot, self.now_ps)
+                        new += self.take(done, envelope)
                 case Start():
                     self.starts.append(action)
                 case Hold():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,8 @@ from hil.scenario.check_expect import (
     least_shots_rate_min,
 )
 from hil.scenario.check_rack import ChannelRange, channel_ranges
+from hil.scenario.load import load_scenario
+from hil.scenario.problems import ScenarioErrors
 
 
 @pytest.mark.parametrize(
@@ -104,3 +107,31 @@ def test_channels_outside(text: str) -> None:
 def test_no_channels(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
         channel_ranges(text, {"x_check": 12, "z_check": 12})
+
+
+def test_messages_without_an_epoch_cannot_be_judged_by_it() -> None:
+    base = Path(__file__).parents[1] / "data" / "scenario" / "base.yaml"
+    bare = "system.links.up.envelope=nvidia"
+    load_scenario(base, overrides=[bare])
+    mixed = "expect={mixed: {metric: shots.mixed_epoch, equals: 0}}"
+    load_scenario(base, overrides=[mixed])
+    with pytest.raises(ScenarioErrors) as caught:
+        load_scenario(base, overrides=[bare, mixed])
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.dotted) == ("E513", "expect.mixed.metric")
+    assert "cannot be seen without an epoch" in problem.what
+
+
+def test_plain_udp_is_no_reliable_connection() -> None:
+    base = Path(__file__).parents[1] / "data" / "scenario" / "base.yaml"
+    plain = ("bind.use=live", "bind.profiles.live.network.backend=cudaq_udp")
+    reliable = (
+        "system.links.up.profile=rocev2-rc-write-imm",
+        "system.links.down.profile=rocev2-rc-send",
+    )
+    load_scenario(base, overrides=plain)
+    load_scenario(base, overrides=reliable)
+    with pytest.raises(ScenarioErrors) as caught:
+        load_scenario(base, overrides=(*plain, *reliable))
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.dotted) == ("E513", "bind.profiles.live.network.backend")
