@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from hil.errors import LinkError
+from hil.link.compiled import Batches, seal_batch
 from hil.link.endpoint import Completion, PeerAddress, Prepared
 from hil.link.soft_roce import JUNK_PER_POLL, RECEIVE_BUFFER_BYTES, SoftRoceEndpoint
 from hil.link.uc_pair import UcPair
 from hil.timebase import monotonic_ps
 from hil.wire.icrc import U4, IcrcPath
-from hil.wire.roce_bulk import Batches, seal_batch
 
 SEGMENTS: Final = 64
 """Most datagrams of one call: the limit of kernels before 6.9 (UDP_MAX_SEGMENTS)."""

@@ -31,7 +31,7 @@ from hil.wire.roce import IMM_BYTES, PSN_BITS, PSN_MASK, slot_imm
 from hil.wire.segments import UC_FORMS, Form
 
 if TYPE_CHECKING:
-    from hil.wire.roce_bulk import Batches
+    from hil.link.compiled import Batches
 
 COUNTED: Final = (
     *("rx_ok", "rx_busy", "drop_length", "drop_icrc", "drop_opcode", "drop_pkey", "drop_qp"),
@@ -137,7 +137,7 @@ class Receiver:
         Returns:
             Their slots, i8[k].
         """
-        from hil.wire.roce_bulk import accept_writes  # compiled: only where it is used
+        from hil.link.compiled import accept_writes  # compiled: only where it is used
 
         slots = self._slots
         expected = (self._qp, slots.rkey, self.audit.expected or 0, slots.base_va)

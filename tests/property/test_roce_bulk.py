@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hil.link.compiled import Batches, crc32_batch, seal_batch
 from hil.link.endpoint import Completion
 from hil.link.receiver import Receiver
 from hil.link.slots import BASE_VA, Slots
 from hil.wire.icrc import IcrcPath
 from hil.wire.roce import PSN_MASK, Target
 from hil.wire.roce_batch import send_rows, write_imm_rows
-from hil.wire.roce_bulk import Batches, crc32_batch, seal_batch
 
 QP, RKEY, STRIDE, SLOTS = 0x41, 0x1F01, 128, 16
 CALL = 23
