@@ -1,0 +1,17 @@
+"""A Debian guest with Linux rdma_rxe and pyverbs in QEMU, and its Ethernet link; see README.md."""
+
+from __future__ import annotations
+
+from .build import Image, Unavailable, ensure
+from .run import GUEST_ADDRESS, GUEST_MAC, Guest, GuestTimeout, Result
+
+__all__ = [
+    "GUEST_ADDRESS",
+    "GUEST_MAC",
+    "Guest",
+    "GuestTimeout",
+    "Image",
+    "Result",
+    "Unavailable",
+    "ensure",
+]
