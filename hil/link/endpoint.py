@@ -1,10 +1,11 @@
 """What a link endpoint is: registered memory, one peer, posts, completions, counters.
 
-An endpoint is a UC queue pair as NVIDIA's sensor bridge uses it: no acknowledgement, no
-retransmission, one packet per message unless a write is longer than a packet. A slot is *owned* by
-the receiving application from the completion until :meth:`Endpoint.release`; a frame for an owned
-slot is never written, but its completion says ``busy`` and carries the header, so that the
-application can answer BUSY.
+An endpoint is one queue pair, on an unreliable connection (UC) as NVIDIA's sensor bridge uses it
+(no acknowledgement, no retransmission), or on a reliable one (RC: every message arrives once and in
+order, or the pair goes into error). A slot is *owned* by the receiving application from the
+completion until :meth:`Endpoint.release`; a frame for an owned slot is never written. On UC its
+completion says ``busy`` and carries the header, so that the application can answer BUSY; on RC the
+sender is told to come again later (RNR).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from hil.link.sequence import Arrival
 
 Kind: TypeAlias = Literal["write_imm", "send"]
+Transport: TypeAlias = Literal["uc", "rc"]
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Stage: TypeAlias = Callable[[bytes], Iterable[bytes]]
 """What stands between an endpoint and its wire: one datagram in, any number of datagrams out."""
@@ -84,7 +86,25 @@ class Prepared:
 
 @runtime_checkable
 class Endpoint(Protocol):
-    """One end of a link. All calls come from one thread; none blocks."""
+    """One end of a link. All calls come from one thread; none blocks.
+
+    A post that finds the send queue full, or the pair in error, is refused and counted
+    (``tx_refused``), never waited for; both can happen on RC only.
+    """
+
+    @property
+    def transport(self) -> Transport:
+        """Unreliable or reliable connection."""
+        ...
+
+    @property
+    def error(self) -> str:
+        """Why the pair is in error and stays so; empty while it works. Always empty on UC."""
+        ...
+
+    def next_timer_ps(self) -> int | None:
+        """When :meth:`poll` is wanted though nothing arrived (RC), on the monotonic clock."""
+        ...
 
     def register(self, n_slots: int, slot_bytes: int) -> memoryview:
         """Make memory that the peer may write: ``n_slots`` slots, ``stride`` bytes apart.
@@ -160,7 +180,7 @@ class Endpoint(Protocol):
         ...
 
     def counters(self) -> dict[str, int]:
-        """Counts since creation; every key of :data:`hil.link.uc.COUNTERS`, and maybe more."""
+        """Counts since creation; every key of :data:`hil.link.packets.COUNTERS`, and maybe more."""
         ...
 
     def close(self) -> None:

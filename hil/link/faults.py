@@ -15,7 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from hil.errors import UsageError
-from hil.link.endpoint import Buffer, Completion, Endpoint, Kind, PeerAddress, Prepared, Stage
+from hil.link.endpoint import (
+    Buffer,
+    Completion,
+    Endpoint,
+    Kind,
+    PeerAddress,
+    Prepared,
+    Stage,
+    Transport,
+)
 from hil.seeds import generator
 from hil.wire.icrc import ICRC_BYTES
 from hil.wire.roce import WITH_IMM, WITH_RETH
@@ -157,6 +166,20 @@ class Faulty:
         held, self._held = self._held, []
         for _, datagram in sorted(held, key=lambda one: one[0]):
             self.inner.transmit(datagram)
+
+    @property
+    def transport(self) -> Transport:
+        """Passed through."""
+        return self.inner.transport
+
+    @property
+    def error(self) -> str:
+        """Passed through."""
+        return self.inner.error
+
+    def next_timer_ps(self) -> int | None:
+        """Passed through."""
+        return self.inner.next_timer_ps()
 
     def register(self, n_slots: int, slot_bytes: int) -> memoryview:
         """See :class:`hil.link.endpoint.Endpoint`; so are all that follow."""

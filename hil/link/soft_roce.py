@@ -18,8 +18,8 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from hil.errors import LinkError
-from hil.link.endpoint import Buffer, Completion, PeerAddress
-from hil.link.uc import UcEndpoint
+from hil.link.endpoint import Buffer, Completion, PeerAddress, Transport
+from hil.link.packets import PacketEndpoint
 from hil.timebase import monotonic_ps
 from hil.wire.roce import PSN_MASK, ROCE_PORT
 
@@ -35,7 +35,7 @@ _SO_MEMINFO: Final = 55
 _MEMINFO_DROPS: Final = 8
 
 
-class SoftRoceEndpoint(UcEndpoint):
+class SoftRoceEndpoint(PacketEndpoint):
     """One end of a soft-RoCE link.
 
     Args:
@@ -44,7 +44,8 @@ class SoftRoceEndpoint(UcEndpoint):
         qp: own queue pair number; random if None.
         rkey: own memory key; random if None, so that frames of an earlier run are refused.
         psn_start: PSN that this end expects first.
-        mtu_bytes: path MTU.
+        mtu_bytes: MTU of the network.
+        transport: unreliable or reliable connection.
         tap: is shown every datagram to and from the peer; must not block.
 
     Raises:
@@ -60,12 +61,13 @@ class SoftRoceEndpoint(UcEndpoint):
         rkey: int | None = None,
         psn_start: int = 0,
         mtu_bytes: int = 1500,
+        transport: Transport = "uc",
         tap: Tap | None = None,
     ) -> None:
         require_loopback(host)
         qp = 1 + secrets.randbelow(PSN_MASK) if qp is None else qp
         rkey = secrets.randbits(32) if rkey is None else rkey
-        super().__init__(host, port, qp, rkey, psn_start, mtu_bytes)
+        super().__init__(host, port, qp, rkey, psn_start, mtu_bytes, transport)
         self._socket = _bound(host, port)
         self._buffer = bytearray(0x10000)
         self._view = memoryview(self._buffer)
@@ -129,9 +131,10 @@ class SoftRoceEndpoint(UcEndpoint):
                 continue
             if self._tap is not None:
                 self._tap(False, t_rx_ps, view[:length])  # noqa: FBT003 - received
-            completion = self._receiver.accept(view[:length], self._in, t_rx_ps)
+            completion = self._arrived(view[:length], t_rx_ps)
             if completion is not None:
                 found.append(completion)
+        self._timers(monotonic_ps())
         return found
 
     def fileno(self) -> int | None:

@@ -6,8 +6,8 @@ from collections import deque
 from typing import Final
 
 from hil.errors import LinkError
-from hil.link.endpoint import Completion, PeerAddress
-from hil.link.uc import UcEndpoint
+from hil.link.endpoint import Completion, PeerAddress, Transport
+from hil.link.packets import PacketEndpoint
 from hil.timebase import monotonic_ps
 from hil.wire.roce import ROCE_PORT
 
@@ -15,13 +15,21 @@ DEPTH: Final = 65536
 """Datagrams that may wait at one end; more are lost and counted, as in a socket buffer."""
 
 
-class VirtualEndpoint(UcEndpoint):
+class VirtualEndpoint(PacketEndpoint):
     """One end of a :func:`virtual_pair`."""
 
     def __init__(
-        self, host: str, *, port: int, qp: int, rkey: int, psn_start: int, mtu_bytes: int
+        self,
+        host: str,
+        *,
+        port: int,
+        qp: int,
+        rkey: int,
+        psn_start: int,
+        mtu_bytes: int,
+        transport: Transport = "uc",
     ) -> None:
-        super().__init__(host, port, qp, rkey, psn_start, mtu_bytes)
+        super().__init__(host, port, qp, rkey, psn_start, mtu_bytes, transport)
         self._inbox: deque[bytearray] = deque()
         self._other: VirtualEndpoint | None = None
         self._lost_here = 0
@@ -57,9 +65,10 @@ class VirtualEndpoint(UcEndpoint):
         found: list[Completion] = []
         while self._inbox and len(found) < max_completions:
             datagram = memoryview(self._inbox.popleft())
-            completion = self._receiver.accept(datagram, self._in, monotonic_ps())
+            completion = self._arrived(datagram, monotonic_ps())
             if completion is not None:
                 found.append(completion)
+        self._timers(monotonic_ps())
         return found
 
     def fileno(self) -> int | None:
@@ -83,6 +92,7 @@ def virtual_pair(
     rkeys: tuple[int, int] = (0x1F01, 0x1F02),
     psn_starts: tuple[int, int] = (0, 0),
     mtu_bytes: int = 1500,
+    transport: Transport = "uc",
 ) -> tuple[VirtualEndpoint, VirtualEndpoint]:
     """Two joined endpoints; each still needs :meth:`register` and :meth:`connect`."""
     first, second = (
@@ -93,6 +103,7 @@ def virtual_pair(
             rkey=rkeys[i],
             psn_start=psn_starts[i],
             mtu_bytes=mtu_bytes,
+            transport=transport,
         )
         for i in (0, 1)
     )

@@ -18,9 +18,9 @@ import pytest
 from hil.errors import LinkError
 from hil.link.endpoint import Completion, Endpoint, PeerAddress
 from hil.link.faults import FaultPlan, Faulty
+from hil.link.packets import COUNTERS
 from hil.link.sequence import Arrival
 from hil.link.soft_roce import SoftRoceEndpoint
-from hil.link.uc import COUNTERS
 from hil.link.virtual import DEPTH, virtual_pair
 from hil.timebase import monotonic_ps
 from hil.wire.roce import Bth, Opcode, Target, payload_limit, send_only, write_only, write_only_imm
@@ -48,6 +48,14 @@ def memory_pair() -> tuple[Endpoint, Endpoint]:
 def faulty_pair() -> tuple[Endpoint, Endpoint]:
     first, second = memory_pair()
     return Faulty(first, FaultPlan()), Faulty(second, FaultPlan())
+
+
+PAIRS: dict[str, Callable[[], tuple[Endpoint, Endpoint]]] = {
+    "virtual": memory_pair,
+    "soft_roce": soft_pair,
+    "faulty": faulty_pair,
+}
+"""Factories of (rack, node): the whole file runs over each."""
 
 
 @dataclass
@@ -78,11 +86,9 @@ class Pair:
         return endpoint.counters()
 
 
-@pytest.fixture(
-    params=[memory_pair, soft_pair, faulty_pair], ids=["virtual", "soft_roce", "faulty"]
-)
+@pytest.fixture(params=PAIRS)
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    rack, node = request.param()
+    rack, node = PAIRS[request.param]()
     memory, answers = node.register(SLOTS, STRIDE), rack.register(4, 100)
     rack.connect(node.address())
     node.connect(PeerAddress(**asdict(rack.address())))

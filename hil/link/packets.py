@@ -1,8 +1,8 @@
-"""A UC queue pair without its wire: what ``virtual`` and ``soft_roce`` have in common.
+"""A queue pair without its wire: what all endpoints have in common whose wire carries packets.
 
-One packet per message, except that a write longer than a packet goes as several, each a write of
-its own that says where it belongs (as NVIDIA's sensor bridge does it). The receiving rules stand in
-:mod:`hil.link.receiver`.
+On UC one packet per message, except that a write longer than a packet goes as several, each a write
+of its own that says where it belongs (as NVIDIA's sensor bridge does it). The receiving rules stand
+in :mod:`hil.link.receiver`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hil.errors import LinkError
-from hil.link.endpoint import Buffer, Kind, PeerAddress, Prepared, Stage
+from hil.link.endpoint import Buffer, Completion, Kind, PeerAddress, Prepared, Stage, Transport
 from hil.link.receiver import BASE_VA, COUNTED, Receiver
 from hil.wire.icrc import ICRC_BYTES, IcrcPath
 from hil.wire.roce import (
@@ -36,14 +36,17 @@ from hil.wire.roce_batch import send_rows, write_imm_rows
 COUNTERS: Final = (
     *("tx", *COUNTED, "buffer_overflow"),
     *("psn_gap", "psn_lost", "psn_dup", "psn_reorder", "psn_stale"),
+    *("tx_refused", "tx_ack", "tx_nak", "tx_rnr", "rx_ack", "rx_nak", "rx_rnr"),
+    *("retransmit", "rx_duplicate", "rx_ahead", "timeouts"),
 )
-"""Names that every endpoint counts. rx_ok: payload stored; rx_busy: slot owned, not stored."""
+"""Names that every endpoint counts. rx_ok: payload stored; rx_busy: slot owned, not stored. From
+``tx_refused`` on they belong to RC and stay 0 on UC (``docs/wire.md`` section 3)."""
 
 _IMM_AT: Final = 28
 _PSN_AT: Final = 8
 
 
-class UcEndpoint(ABC):
+class PacketEndpoint(ABC):
     """Everything of an endpoint but the wire.
 
     Args:
@@ -52,19 +55,28 @@ class UcEndpoint(ABC):
         qp: own queue pair number, 1..2^24-1.
         rkey: own memory key, u32.
         psn_start: PSN that this end expects first.
-        mtu_bytes: path MTU; limits the payload of one packet (HSB rule).
+        mtu_bytes: MTU of the network; limits the payload of one packet (HSB rule on UC).
+        transport: unreliable or reliable connection.
 
     Raises:
         LinkError: a number is out of range.
     """
 
     def __init__(
-        self, host: str, port: int, qp: int, rkey: int, psn_start: int, mtu_bytes: int
+        self,
+        host: str,
+        port: int,
+        qp: int,
+        rkey: int,
+        psn_start: int,
+        mtu_bytes: int,
+        transport: Transport = "uc",
     ) -> None:
         where = f"endpoint {host}"
         _in_range(where, "mtu_bytes", mtu_bytes, STRIDE_UNIT + 74, 0xFFFF)
         _identity(where, port, qp, psn_start, rkey)
         self._host, self._port, self._qp, self._rkey = host, port, qp, rkey
+        self._transport: Transport = transport
         self._psn_start = psn_start
         self._payload_limit = payload_limit(mtu_bytes)
         self._receiver = Receiver(qp, rkey, psn_start)
@@ -74,6 +86,20 @@ class UcEndpoint(ABC):
         self._psn_out = 0
         self._sent = 0
         self._stage: Stage | None = None
+
+    @property
+    def transport(self) -> Transport:
+        """See :attr:`hil.link.endpoint.Endpoint.transport`."""
+        return self._transport
+
+    @property
+    def error(self) -> str:
+        """See :attr:`hil.link.endpoint.Endpoint.error`."""
+        return ""
+
+    def next_timer_ps(self) -> int | None:
+        """See :meth:`hil.link.endpoint.Endpoint.next_timer_ps`."""
+        return None
 
     def register(self, n_slots: int, slot_bytes: int) -> memoryview:
         """See :meth:`hil.link.endpoint.Endpoint.register`."""
@@ -178,10 +204,26 @@ class UcEndpoint(ABC):
         """
         self._receiver.release(slot)
 
+    def _arrived(
+        self, datagram: memoryview, t_rx_ps: int, path: IcrcPath | None = None
+    ) -> Completion | None:
+        """Judge one datagram of the peer; every ``poll`` calls this for each one it took.
+
+        Args:
+            datagram: BTH .. ICRC, writable; used until the return only.
+            t_rx_ps: when it was taken from the network.
+            path: what to check the ICRC with, where its IPv4 header is not the peer's usual one.
+        """
+        return self._receiver.accept(datagram, self._in if path is None else path, t_rx_ps)
+
+    def _timers(self, now_ps: int) -> None:  # noqa: B027 - UC has no timers
+        """Do what is due; every ``poll`` calls this once, after the datagrams."""
+
     def counters(self) -> dict[str, int]:
         """See :meth:`hil.link.endpoint.Endpoint.counters`."""
         audit = self._receiver.audit
         return {
+            **dict.fromkeys(COUNTERS, 0),
             "tx": self._sent,
             **self._receiver.counts,
             "buffer_overflow": self._overflow(),
