@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
@@ -35,6 +36,14 @@ def _tmpfs() -> str:
             return f"tmpfs cannot be mounted: {done.stderr.strip()}"
         subprocess.run(["umount", folder], check=True)
     return ""
+
+
+def _veth() -> str:
+    child = ROOT / "tests" / "unit" / "veth_child.py"
+    done = subprocess.run(
+        [sys.executable, str(child), "probe"], capture_output=True, text=True, check=False
+    )
+    return f"no pair of interfaces: {done.stderr.strip()[-200:]}" if done.returncode else ""
 
 
 def _nvrtc() -> str:
@@ -70,6 +79,7 @@ CAPABILITIES: dict[str, Callable[[], str]] = {
     **{name: _part(part) for name, part in _OPTIONAL.items()},
     "net_raw": _net_raw,
     "tmpfs": _tmpfs,
+    "veth": _veth,
     "nvrtc": _nvrtc,
     "cuda": _cuda,
 }

@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from .build import Image, Unavailable, ensure
-from .run import GUEST_ADDRESS, GUEST_MAC, Guest, GuestTimeout, Result
+from .build import Image, ensure
+from .commands import Unavailable
+from .guest import GUEST_MAC, Guest, GuestTimeout, Result
 
-__all__ = [
-    "GUEST_ADDRESS",
-    "GUEST_MAC",
-    "Guest",
-    "GuestTimeout",
-    "Image",
-    "Result",
-    "Unavailable",
-    "ensure",
-]
+__all__ = ["GUEST_MAC", "Guest", "GuestTimeout", "Image", "Result", "Unavailable", "ensure"]

@@ -1,21 +1,14 @@
-#!/usr/bin/env python3
 """Build a small bootable guest: stock Debian kernel with rdma_rxe, Python and pyverbs.
 
 Everything comes from the Debian packages that apt can reach.  Packages are only
 downloaded and unpacked below a cache directory, nothing is installed, and no
 superuser rights are needed.
 
-    build.py [--cache DIR] [--refresh] [--kernel-package NAME]
-
-Cache directory: --cache, else $RXE_VM_CACHE, else $XDG_CACHE_HOME/rxe_vm, else
-~/.cache/rxe_vm.  Exit codes: 0 image ready, 77 cannot be had here (one line says why).
-
-As a module: `image = build.ensure(cache=None)`; raises `build.Unavailable`.
+Cache directory: $RXE_VM_CACHE, else $XDG_CACHE_HOME/rxe_vm, else ~/.cache/rxe_vm.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import fcntl
 import fnmatch
@@ -34,7 +27,6 @@ from .initrd import write_initrd
 from .kernel import load_modules, vmlinux_from_bzimage
 from .packages import Apt, unpack
 
-SKIP_EXIT = 77
 QEMU = "qemu-system-x86_64"
 QEMU_MIN = (7, 2)  # first release with "-netdev dgram"
 QEMU_PACKAGE = "qemu-system-x86"
@@ -104,7 +96,10 @@ def qemu_version(argv, env):
 
 
 def builder_id():
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    """Changes with every file that shapes the image."""
+    own = Path(__file__).parent
+    parts = (own / f"{name}.py" for name in ("build", "initrd", "kernel", "packages"))
+    return hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()[:16]
 
 
 def ready(directory, kernel_package):
@@ -123,7 +118,7 @@ def ready(directory, kernel_package):
 
 
 def ensure(cache=None, refresh=False, kernel_package=None, say=lambda text: None):
-    """Build the image unless the cache already holds it; safe to call from several processes at once."""
+    """Build the image unless the cache holds it; safe in several processes at once."""
     cache = Path(cache).expanduser().absolute() if cache else default_cache().absolute()
     kernel_package = kernel_package or os.environ.get("RXE_VM_KERNEL_PACKAGE") or KERNEL_PACKAGE
     if sys.platform != "linux" or platform.machine() != "x86_64":
@@ -163,7 +158,7 @@ def build(work, apt, kernel_package, say):
     out = work / "image"
     out.mkdir()
 
-    # kernel: follow the meta package to the versioned image (and to its modules where they are split off)
+    # kernel: follow the meta package to the versioned image (and to its modules if split off)
     names, queue = [], [kernel_package]
     while queue:
         name = queue.pop(0)
@@ -219,7 +214,8 @@ def build(work, apt, kernel_package, say):
         wanted = specs()
         if not wanted:
             raise Unavailable(
-                f"{QEMU_PACKAGE} counts as installed but no {QEMU} {QEMU_MIN[0]}.{QEMU_MIN[1]} or newer runs"
+                f"{QEMU_PACKAGE} counts as installed but no {QEMU} >= "
+                f"{QEMU_MIN[0]}.{QEMU_MIN[1]} runs"
             )
         say(f"downloading QEMU ({len(wanted)} packages)")
         debs = apt.download(wanted, work / "debs/host", specs)
@@ -282,28 +278,6 @@ def build(work, apt, kernel_package, say):
     )
     (out / "image.json").write_text(json.dumps(info, indent=1) + "\n")
     say(
-        f"initramfs {(out / 'base.cpio').stat().st_size >> 20} MiB, QEMU {version}, {python}, {info['seconds']} s"
+        f"initramfs {(out / 'base.cpio').stat().st_size >> 20} MiB, QEMU {version}, {python}, "
+        f"{info['seconds']} s"
     )
-
-
-def main():
-    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    ap.add_argument("--cache", help="cache directory")
-    ap.add_argument("--kernel-package", help=f"kernel package, default {KERNEL_PACKAGE}")
-    ap.add_argument(
-        "--refresh", action="store_true", help="build again with the packages that are current now"
-    )
-    a = ap.parse_args()
-    try:
-        image = ensure(
-            a.cache, a.refresh, a.kernel_package, lambda text: print("build:", text, flush=True)
-        )
-    except Unavailable as e:
-        print(f"SKIP: {e}")
-        return SKIP_EXIT
-    print(json.dumps({k: v for k, v in image.info.items() if k != "packages"}))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Runs between this process and a longer one: asks the kernel to kill that one when the thread that started it ends.
+# Runs between this process and a longer one: asks the kernel to kill that one when the thread
+# that started it ends.
 STUB = (
     "import ctypes,os,sys\n"
     "ctypes.CDLL(None).prctl(1,9,0,0,0)\n"

@@ -83,7 +83,7 @@ class Newc:
 
 
 def write_initrd(path, root, modules):
-    """Pack python, pyverbs, ip/rdma/tc, busybox, the libraries they need, and the kernel modules."""
+    """Pack python, pyverbs, ip/rdma/tc, busybox, their libraries, and the kernel modules."""
     libs = {}
     for d in (LIBDIR, "lib/x86_64-linux-gnu"):
         for p in sorted((root / d).glob("*.so*")) if (root / d).is_dir() else ():
@@ -100,7 +100,7 @@ def write_initrd(path, root, modules):
     needed = {}
 
     def need(data):
-        """Missing libraries of an ELF file; those found are queued with all that they need themselves."""
+        """Missing libraries of an ELF file; those found are queued with all that they need."""
         missing = []
         for name in elf_needed(data):
             if name in needed:

@@ -17,7 +17,7 @@ MODULES_IF_PRESENT = ["crc32_generic", "sch_netem"]
 
 
 def elf_segments(data):
-    """[(type, file offset, virtual address, file size)] of a little-endian 64-bit ELF file, None for anything else."""
+    """[(type, file offset, virtual address, file size)] of a 64-bit LSB ELF file, else None."""
     if data[:6] != b"\x7fELF\x02\x01":
         return None
     (phoff,) = struct.unpack_from("<Q", data, 32)

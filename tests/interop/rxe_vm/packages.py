@@ -14,7 +14,7 @@ from .commands import Unavailable, call, reason, tied
 
 
 class Apt:
-    """apt with private cache directories; falls back to a private package index when the system's is missing or stale."""
+    """apt with private cache directories, and a private index where the system's is stale."""
 
     def __init__(self, state, say):
         self.state, self.say, self.updated = state, say, False
@@ -41,7 +41,7 @@ class Apt:
         return call([tool, *self.opts, *args], timeout, env=self.env, cwd=cwd)
 
     def update(self):
-        """Switch to a private, fresh package index; False if that was done before or cannot be done."""
+        """Switch to a private, fresh package index; False if that was done or cannot be done."""
         if self.updated:
             return False
         self.updated = True
@@ -63,7 +63,7 @@ class Apt:
         return value
 
     def closure(self, packages, fresh):
-        """[(name, version)] that an installation would fetch; fresh: as if nothing were installed."""
+        """[(name, version)] that an installation fetches; fresh: as if nothing were installed."""
         opts = ["-o", f"Dir::State::status={self.state}/empty_status"] if fresh else []
 
         def step():
@@ -86,7 +86,7 @@ class Apt:
         return self.retry(step)
 
     def download(self, specs, where, resolve_again=None):
-        """Download `specs` ("name" or "name=version"); with fresh lists the specs are resolved again."""
+        """Download `specs` ("name" or "name=version"); with fresh lists, resolved again."""
         where.mkdir(parents=True, exist_ok=True)
         current = [specs]
 
