@@ -64,7 +64,7 @@ class UnixFrames:
     def __init__(self, end: socket.socket) -> None:
         if end.family != socket.AF_UNIX or end.type != socket.SOCK_DGRAM:
             raise LinkError("frames need an AF_UNIX datagram socket", got=str(end))
-        end.setblocking(False)
+        end.settimeout(0.0)
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QUEUE_BYTES)
         self._socket = end
         self._view = memoryview(bytearray(_FRAME_BYTES))
@@ -128,7 +128,7 @@ class PacketFrames:
                 fix="run on Linux with CAP_NET_RAW, or use the soft_roce backend",
             ) from error
         try:
-            opened.setblocking(False)
+            opened.settimeout(0.0)
             opened.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
             opened.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
             opened.bind((interface, _ETH_P_ALL))

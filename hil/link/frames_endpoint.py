@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+import struct
 from collections import deque
 from typing import Final
 
@@ -34,7 +35,15 @@ ARP_EVERY_PS: Final = PS_PER_S
 """So often an unanswered ARP request is repeated (RFC 1122 section 2.3.2.1)."""
 
 FRAME_COUNTERS: Final = (
-    *("arp_asked", "arp_answered", "tx_unresolved", "drop_ethertype", "drop_vlan", "drop_mac"),
+    *(
+        "rx_arp",
+        "arp_asked",
+        "arp_answered",
+        "tx_unresolved",
+        "drop_ethertype",
+        "drop_vlan",
+        "drop_mac",
+    ),
     *("drop_ip", "drop_options", "drop_fragment", "drop_udp"),
 )
 """Counted besides :data:`hil.link.packets.COUNTERS`."""
@@ -176,41 +185,27 @@ class FramesEndpoint(PacketEndpoint):
     def _drop(self, cause: str) -> None:
         if cause in self._seen:
             self._seen[cause] += 1
-        elif cause == "arp":
-            pass
         else:
             self._receiver.drop(cause)
 
     def _fault(self, frame: memoryview) -> str:
-        """Why a frame is no datagram of the peer: the name of its counter, or ``arp``; "" = it is.
-
-        IPv4 header: version 4 without options, whole packet, right lengths and checksum.
-        """
+        """Why a frame is no datagram of the peer: the name of its counter; "" if it is one."""
         ethertype = int.from_bytes(frame[12:14], "big")
         if ethertype == arp.ETHERTYPE:
             return self._resolve(frame)
-        if ethertype in _VLAN:
-            return "drop_vlan"
         if ethertype != _IPV4:
-            return "drop_ethertype"
+            return "drop_vlan" if ethertype in _VLAN else "drop_ethertype"
         if frame[:6] != self._mac:
             return "drop_mac"
-        if len(frame) < FRAME_HEADER_BYTES or frame[_IP_AT] >> 4 != 4:
-            return "drop_ip"
-        if frame[_IP_AT] != 0x45:
-            return "drop_options"
-        if ipv4_checksum(bytes(frame[_IP_AT:_UDP_AT])) != 0:
-            return "drop_ip"
-        total = int.from_bytes(frame[16:18], "big")
-        if not FRAME_HEADER_BYTES - _IP_AT <= total <= len(frame) - _IP_AT:
-            return "drop_ip"
-        if int.from_bytes(frame[20:22], "big") & 0x3FFF:  # more fragments, or not the first
-            return "drop_fragment"
+        return _ipv4_fault(frame) or self._udp_fault(frame)
+
+    def _udp_fault(self, frame: memoryview) -> str:
         if frame[26:30] != self._peer_ip or frame[30:34] != self._ip:
             return "drop_peer"
-        if frame[23] != _UDP or int.from_bytes(frame[38:40], "big") != total - 20:
-            return "drop_udp"
-        return "" if int.from_bytes(frame[36:38], "big") == self._port else "drop_udp"
+        port, length = struct.unpack_from("!HH", frame, _UDP_AT + 2)
+        total = int.from_bytes(frame[16:18], "big")
+        right = (frame[23], port, length) == (_UDP, self._port, total - 20)
+        return "" if right else "drop_udp"
 
     # -- ARP ------------------------------------------------------------------------------------
 
@@ -230,7 +225,7 @@ class FramesEndpoint(PacketEndpoint):
         self._seen["arp_asked"] += 1
 
     def _resolve(self, frame: memoryview) -> str:
-        """Answer a request for our address; learn the peer's address from what it says itself."""
+        """Answer a request for our address; learn the peer's from what it says itself."""
         try:
             message = arp.parse_arp(frame)
         except WireError:
@@ -240,7 +235,7 @@ class FramesEndpoint(PacketEndpoint):
         if message.operation == arp.REQUEST and message.target_ip == self._host:
             self._wire.send(message.reply(self._mac).frame())
             self._seen["arp_answered"] += 1
-        return "arp"
+        return "rx_arp"
 
     def _learn(self, mac: bytes) -> None:
         """Taken once: later messages cannot lead our frames elsewhere."""
@@ -266,3 +261,17 @@ class FramesEndpoint(PacketEndpoint):
 
     def _overflow(self) -> int:
         return self._wire.dropped()
+
+
+def _ipv4_fault(frame: memoryview) -> str:
+    """The header must be whole, of version 4, right, without options, and no fragment's."""
+    if len(frame) < FRAME_HEADER_BYTES or frame[_IP_AT] >> 4 != 4:
+        return "drop_ip"
+    if frame[_IP_AT] != 0x45:
+        return "drop_options"
+    total = int.from_bytes(frame[16:18], "big")
+    whole = FRAME_HEADER_BYTES - _IP_AT <= total <= len(frame) - _IP_AT
+    if not whole or ipv4_checksum(bytes(frame[_IP_AT:_UDP_AT])) != 0:
+        return "drop_ip"
+    more_or_not_first = int.from_bytes(frame[20:22], "big") & 0x3FFF
+    return "drop_fragment" if more_or_not_first else ""

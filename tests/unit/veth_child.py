@@ -58,7 +58,7 @@ def main() -> int:
             node.post_send(b"answer")
         answers += len(rack.poll(8))
     seen, asked = node.counters(), rack.counters()
-    print(
+    sys.stdout.write(
         json.dumps(
             {
                 "slots": slots,
