@@ -38,6 +38,16 @@ def _tmpfs() -> str:
     return ""
 
 
+def _rxe_vm() -> str:
+    from rxe_vm import Unavailable, ensure
+
+    try:
+        ensure()
+    except Unavailable as error:
+        return str(error)
+    return ""
+
+
 def _veth() -> str:
     child = ROOT / "tests" / "unit" / "veth_child.py"
     done = subprocess.run(
@@ -80,6 +90,7 @@ CAPABILITIES: dict[str, Callable[[], str]] = {
     "net_raw": _net_raw,
     "tmpfs": _tmpfs,
     "veth": _veth,
+    "rxe_vm": _rxe_vm,
     "nvrtc": _nvrtc,
     "cuda": _cuda,
 }

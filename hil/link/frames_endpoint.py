@@ -186,7 +186,7 @@ class FramesEndpoint(PacketEndpoint):
         if cause in self._seen:
             self._seen[cause] += 1
         else:
-            self._receiver.drop(cause)
+            super()._drop(cause)
 
     def _fault(self, frame: memoryview) -> str:
         """Why a frame is no datagram of the peer: the name of its counter; "" if it is one."""

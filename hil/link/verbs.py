@@ -38,9 +38,10 @@ from hil.link.endpoint import (
 )
 from hil.link.packets import COUNTERS
 from hil.link.sequence import SequenceAudit
-from hil.link.verbs_queue import PATH_MTUS, Got, VerbsQueue, VerbsUnavailableError
+from hil.link.verbs_queue import Got, VerbsQueue, VerbsUnavailableError
 from hil.timebase import monotonic_ps
 from hil.wire.roce import MAX_SLOTS, PSN_BITS, PSN_MASK, ROCE_PORT, STRIDE_UNIT, slot_imm
+from hil.wire.segments import path_mtu
 
 N_SENDS: Final = 256
 """Posts that may wait for their completion; one more is refused."""
@@ -48,9 +49,6 @@ N_SENDS: Final = 256
 _SLOT_MASK: Final = MAX_SLOTS - 1
 _IMM_PSN_BITS: Final = 20
 _PROBE_S: Final = 60.0
-_HEADERS_BYTES: Final = 74
-"""IPv4, UDP, BTH, RETH, immediate, ICRC and room to spare: what an MTU loses (HSB rule)."""
-
 _PROBE: Final = """
 import json, sys
 def end(why, names=()): print(json.dumps({"devices": list(names), "why": why})); sys.exit()
@@ -394,19 +392,6 @@ class VerbsEndpoint:
                 allowed=f"<= {limit} B, slot < {peer.n_slots}",
             )
         return peer
-
-
-def path_mtu(mtu_bytes: int) -> int:
-    """Largest path MTU whose packets fit a network of that MTU.
-
-    Raises:
-        LinkError: none fits.
-    """
-    fitting = [size for size in PATH_MTUS if size + _HEADERS_BYTES <= mtu_bytes]
-    if not fitting:
-        least = PATH_MTUS[0] + _HEADERS_BYTES
-        raise LinkError("mtu_bytes is out of range", got=str(mtu_bytes), allowed=f">= {least}")
-    return fitting[-1]
 
 
 def _whole_psn(low: int, expected: int) -> int:

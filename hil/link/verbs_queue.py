@@ -17,7 +17,6 @@ from collections import deque
 from typing import Any, Literal, NamedTuple
 
 ROCE_V2 = 2  # GIDEntry.gid_type
-PATH_MTUS = (256, 512, 1024, 2048, 4096)
 FLUSHED = 5  # ibv_wc_status: follows another error
 
 _RECV = 128  # ibv_wc_opcode
@@ -68,7 +67,7 @@ class VerbsQueue:
         n_sends: posts that may wait for their completion.
         send_bytes: the longest message to be sent.
         psn: PSN that is expected first.
-        path_mtu: payload of a packet, one of :data:`PATH_MTUS`.
+        path_mtu: payload of a packet: 256, 512, 1024, 2048 or 4096.
         dmabuf: (descriptor, offset) of GPU memory to use in place of host memory. Never run by us.
 
     Raises:
@@ -114,7 +113,9 @@ class VerbsQueue:
             if entry.gid_type == ROCE_V2 and entry.gid_str() == mapped:
                 return int(entry.gid_index)
         known = ", ".join(f"{entry.gid_str()} (type {entry.gid_type})" for entry in entries)
-        raise VerbsUnavailableError(f"device {device} has no RoCE v2 address {host}; it has {known}")
+        raise VerbsUnavailableError(
+            f"device {device} has no RoCE v2 address {host}; it has {known}"
+        )
 
     def _register(self, size: int, access: int, dmabuf: tuple[int, int] | None) -> None:
         api = self._api

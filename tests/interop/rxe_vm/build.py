@@ -4,7 +4,7 @@ Everything comes from the Debian packages that apt can reach.  Packages are only
 downloaded and unpacked below a cache directory, nothing is installed, and no
 superuser rights are needed.
 
-Cache directory: $RXE_VM_CACHE, else $XDG_CACHE_HOME/rxe_vm, else ~/.cache/rxe_vm.
+Cache directory: $XDG_CACHE_HOME/rxe_vm, else ~/.cache/rxe_vm.
 """
 
 from __future__ import annotations
@@ -80,8 +80,6 @@ class Image:
 
 
 def default_cache():
-    if os.environ.get("RXE_VM_CACHE"):
-        return Path(os.environ["RXE_VM_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rxe_vm"
 
 
@@ -120,7 +118,7 @@ def ready(directory, kernel_package):
 def ensure(cache=None, refresh=False, kernel_package=None, say=lambda text: None):
     """Build the image unless the cache holds it; safe in several processes at once."""
     cache = Path(cache).expanduser().absolute() if cache else default_cache().absolute()
-    kernel_package = kernel_package or os.environ.get("RXE_VM_KERNEL_PACKAGE") or KERNEL_PACKAGE
+    kernel_package = kernel_package or KERNEL_PACKAGE
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise Unavailable(f"needs Linux on x86_64, this is {sys.platform} on {platform.machine()}")
     try:
