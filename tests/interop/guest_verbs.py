@@ -1,7 +1,7 @@
 """Runs in the guest: queue pairs of its verbs device, served over the second serial line.
 
-Standard library, pyverbs and ``verbs_queue.py`` beside it; no numpy. One JSON list a line:
-commands ``[method, name, arguments..]`` come, events ``[event, name, ..]`` go (``remote_queue.py``).
+Standard library, pyverbs and ``verbs_queue.py`` beside it; no numpy. One JSON list a line: commands
+``[method, name, arguments..]`` come, events ``[event, name, ..]`` go (``remote_queue.py``).
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class Server:
         return busy
 
     def serve(self) -> None:
-        print("READY", flush=True)
+        sys.stdout.write("READY\n")
+        sys.stdout.flush()
         rest = b""
         while True:
             busy = self.tell()
