@@ -21,6 +21,7 @@ from hil.errors import LinkError, WireError
 from hil.link.endpoint import Completion, PeerAddress, Transport
 from hil.link.frame_wires import FrameWire
 from hil.link.packets import PacketEndpoint
+from hil.link.rc_requester import RcAttributes
 from hil.link.soft_roce import Tap
 from hil.timebase import PS_PER_S, monotonic_ps
 from hil.wire import arp
@@ -70,6 +71,7 @@ class FramesEndpoint(PacketEndpoint):
         psn_start: PSN that this end expects first.
         mtu_bytes: MTU of the network.
         transport: unreliable or reliable connection.
+        attributes: limits and times of RC; the usual ones if None.
         peer_mac: MAC address of the peer or of the router to it; asked for by ARP if None.
         tap: is shown every datagram to and from the peer; must not block.
 
@@ -89,12 +91,13 @@ class FramesEndpoint(PacketEndpoint):
         psn_start: int = 0,
         mtu_bytes: int = 1500,
         transport: Transport = "uc",
+        attributes: RcAttributes | None = None,
         peer_mac: bytes | None = None,
         tap: Tap | None = None,
     ) -> None:
         qp = 1 + secrets.randbelow(PSN_MASK) if qp is None else qp
         rkey = secrets.randbits(32) if rkey is None else rkey
-        super().__init__(host, port, qp, rkey, psn_start, mtu_bytes, transport)
+        super().__init__(host, port, qp, rkey, psn_start, mtu_bytes, transport, attributes)
         for name, address in (("mac", mac), ("peer_mac", peer_mac)):
             if address is not None and (len(address) != 6 or address[0] & 1):
                 raise LinkError(

@@ -13,7 +13,7 @@ import sys
 import time
 import tty
 
-from verbs_queue import VerbsQueue
+from verbs_queue import Got, VerbsQueue
 
 LINE = "/dev/ttyS1"
 IDLE_S = 0.0005
@@ -50,7 +50,8 @@ class Server:
             if not queue.send(bytes.fromhex(args[0])):
                 self.say("refused", name)
         elif method == "release":
-            queue.release(*args)
+            for slot, kind in args[0]:
+                queue.release(slot, kind)
         elif method == "read":
             at, length = args
             self.say("read", name, bytes(queue.memory[at : at + length]).hex())
@@ -58,16 +59,19 @@ class Server:
             self.queues.pop(name).close()
             self.say("closed", name)
 
+    def shown(self, name: str, queue: VerbsQueue, got: Got) -> tuple[str, int, int, int, str]:
+        slot = got.imm & 0xFFF if got.kind == "write_imm" else got.slot
+        at = slot * self.strides[name]
+        return (*got, bytes(queue.memory[at : at + got.length]).hex())
+
     def tell(self) -> bool:
         """What the queue pairs got; True if it was anything."""
         busy = False
         for name, queue in self.queues.items():
-            for got in queue.poll(16):
+            found = [self.shown(name, queue, got) for got in queue.poll(64)]
+            if found:
                 busy = True
-                slot = got.imm & 0xFFF if got.kind == "write_imm" else got.slot
-                at = slot * self.strides[name]
-                data = bytes(queue.memory[at : at + got.length]).hex()
-                self.say("got", name, got.kind, got.slot, got.imm, got.length, data)
+                self.say("got", name, found)
             if queue.error and name not in self.told:
                 self.told.add(name)
                 self.say("error", name, queue.error)

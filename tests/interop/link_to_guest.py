@@ -155,7 +155,7 @@ class Received:
         return [int.from_bytes(message[:4], "big") for message in self.messages]
 
 
-def numbered(count: int, long_every: int = 20, long_bytes: int = 3000) -> list[bytes]:
+def numbered(count: int, long_every: int = 40, long_bytes: int = 2100) -> list[bytes]:
     """Messages that begin with their number; some take several packets."""
     sizes = [long_bytes if i % long_every == 5 else 48 + i % 5 for i in range(count)]
     ramp = bytes(range(256)) * (1 + long_bytes // 256)
@@ -174,7 +174,7 @@ def transfer(
 ) -> Received:
     """Post all messages, a window ahead of what came out, and take what comes.
 
-    ``lost``: messages known not to arrive. Ends when all others are there, or nothing comes any more
+    ``lost``: messages known not to arrive. Ends when all others are there, or nothing comes more
     (for twenty times ``quiet_s``), and it was quiet for ``quiet_s``.
     """
     got = Received()

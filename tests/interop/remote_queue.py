@@ -59,6 +59,7 @@ class RemoteQueue:
         self.error = ""
         self.refused = 0
         self._got: deque[Got] = deque()
+        self._released: list[tuple[int, str]] = []  # told with the next poll, all at once
         self._answers: deque[list[object]] = deque()
         line.queues[name] = self
         line.say("open", name, *args)
@@ -70,11 +71,11 @@ class RemoteQueue:
 
     def happened(self, event: str, args: list) -> None:
         if event == "got":
-            kind, slot, imm, length, data = args
-            at = (imm & 0xFFF if kind == "write_imm" else slot) * self.stride
-            if at + length <= len(self.memory):
-                self.memory[at : at + length] = bytes.fromhex(data)
-            self._got.append(Got(kind, slot, imm, length))
+            for kind, slot, imm, length, data in args[0]:
+                at = (imm & 0xFFF if kind == "write_imm" else slot) * self.stride
+                self._got.append(Got(kind, slot, imm, length))
+                if at + length <= len(self.memory):
+                    self.memory[at : at + length] = bytes.fromhex(data)
         elif event == "error":
             self.error = args[0]
         elif event == "refused":
@@ -110,11 +111,14 @@ class RemoteQueue:
         return bytes.fromhex(self._answer("read")[1])
 
     def poll(self, most: int) -> list[Got]:
+        if self._released:
+            self.line.say("release", self.name, self._released)
+            self._released = []
         self.line.hear()
         return [self._got.popleft() for _ in range(min(most, len(self._got)))]
 
     def release(self, slot: int, kind: str) -> None:
-        self.line.say("release", self.name, slot, kind)
+        self._released.append((slot, kind))
 
     def close(self) -> None:
         self.line.say("close", self.name)

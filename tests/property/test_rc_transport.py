@@ -91,9 +91,8 @@ class World:
 
     def step(self) -> bool:
         """Move to the next event and carry it out; False if nothing will ever happen."""
-        timers = [
-            t for t in (self.rack.next_timer_ps(), self.node.next_timer_ps()) if t is not None
-        ]
+        pairs = (self.rack, self.node)
+        timers = [t for t in (pair.next_timer_ps() for pair in pairs) if t is not None]
         timers += [self.air[0][0]] if self.air else []
         timers += [self.lent[0][0]] if self.lent else []
         if not timers:
@@ -109,6 +108,8 @@ class World:
                 at = done.slot * STRIDE
                 self.delivered.append(bytes(self.memory[at : at + done.length]))
                 self.lent.append((self.now_ps + self.hold_ps, done.slot))
+            if self.lent and not self.hold_ps:
+                self.slots.release(self.lent.pop()[1])
         for pair in pairs:
             pair.expire(self.now_ps)
         self.launch()
@@ -143,7 +144,7 @@ TROUBLES = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     TROUBLES,
     st.integers(0, 2**32),
@@ -168,7 +169,7 @@ def test_every_message_arrives_once_and_in_order_or_the_sender_is_in_error(
 def test_moderate_trouble_never_ends_in_error() -> None:
     """8 of 8 in a row lost has probability 0.19^8 per packet: the runs must all come through."""
     totals = dict.fromkeys(("retransmit", "timeouts", "rx_nak", "rx_rnr"), 0)
-    for seed in range(30):
+    for seed in range(15):
         world = World(Trouble(0.1, 0.05, 0.02, 5_000_000), seed, 0xFFFFF0, 20_000_000)
         wanted = messages(seed, 40, sends=False)
         world.run(wanted)
@@ -177,7 +178,7 @@ def test_moderate_trouble_never_ends_in_error() -> None:
         for name in totals:
             totals[name] += world.rack.counts[name]
         assert world.node.counts["drop_icrc"] + world.rack.counts["drop_icrc"] > 0
-    assert min(totals.values()) > 50, totals
+    assert min(totals.values()) > 30, totals
 
 
 def test_a_clean_channel_costs_nothing_extra() -> None:
