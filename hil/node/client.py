@@ -19,8 +19,9 @@ import numpy as np
 
 from hil.errors import NodeError, UsageError
 from hil.link.endpoint import Endpoint, Prepared
-from hil.link.soft_roce import SoftRoceEndpoint, Tap
+from hil.link.soft_roce import Tap
 from hil.node.config import Launch, NodeConfig, Peer
+from hil.node.endpoints import cable, needs_cable, open_endpoint, reply_slot_bytes
 from hil.node.exchange import U8, Exchange, NodeLostError, Plan, concatenate
 from hil.node.ledger import Batch, Ledger
 from hil.node.process import NodeProcess
@@ -28,7 +29,6 @@ from hil.node.stamps import StampReader, create_stamp_file
 from hil.timebase import MISSING_PS, PS_PER_MS, PS_PER_NS, PS_PER_S, PS_PER_US, monotonic_ps
 from hil.wire.predecode import Correction, Predecode, build_predecode, parse_correction
 from hil.wire.rpc import Status, pad, ptp_from_ns
-from hil.wire.rpc_batch import row_bytes
 
 __all__ = ["Exchange", "NodeLostError", "Plan", "RackClient"]
 
@@ -45,7 +45,6 @@ IN_PLACE_PS: Final = 100 * PS_PER_US
 """So short an uplink delay is spun away on the spot."""
 
 _HOUSEKEEPING_PS: Final = 20 * PS_PER_MS
-_REPLY_BYTES: Final = 24 + 16
 _LATE_PS: Final = PS_PER_MS
 
 
@@ -103,18 +102,15 @@ class RackClient:
         start_timeout_s: float,
     ) -> None:
         config = self._config
-        self._endpoint: Endpoint = SoftRoceEndpoint(
-            config.rack_address,
-            port=config.udp_port,
-            psn_start=config.psn_start_down,
-            mtu_bytes=config.mtu_bytes,
-            tap=tap,
-        )
+        mine = theirs = None
+        if needs_cable(config):
+            mine, theirs = cable()
+            self._stack.enter_context(theirs)
+        self._endpoint: Endpoint = open_endpoint(config, "rack", tap, mine)
         self._stack.callback(self._endpoint.close)
         if wrap is not None:
             self._endpoint = wrap(self._endpoint)
-        largest = row_bytes(_REPLY_BYTES + config.prediction_bytes)
-        self._memory = self._endpoint.register(REPLY_SLOTS, largest)
+        self._memory = self._endpoint.register(REPLY_SLOTS, reply_slot_bytes(config))
         address = self._endpoint.address()
         self._stride = address.stride
         n_frames = config.stamp_shots * config.n_blocks
@@ -131,8 +127,10 @@ class RackClient:
                 peer=Peer(**asdict(address)),
                 stamp_path=f"/proc/self/fd/{stamps}",
                 parent_pid=os.getpid(),
+                cable=None if theirs is None else theirs.fileno(),
             )
-            self._node = NodeProcess(launch, timeout_s=start_timeout_s, pass_fds=(stamps,))
+            inherited = (stamps,) if theirs is None else (stamps, theirs.fileno())
+            self._node = NodeProcess(launch, timeout_s=start_timeout_s, pass_fds=inherited)
         finally:
             os.close(stamps)
         self._stack.callback(self._node.close)
@@ -274,7 +272,9 @@ class RackClient:
         if exact:
             wait_ps -= POLL_PS
         wait_s = min(max(0, wait_ps), _HOUSEKEEPING_PS) / PS_PER_S
-        listen: list[Any] = [self._endpoint.fileno(), self._node]
+        heard = self._endpoint.fileno()
+        listen: list[Any] = [self._node] if heard is None else [heard, self._node]
+        wait_s = wait_s if heard is not None else 0.0  # a device must be polled
         readable, _, _ = select.select(listen, (), (), wait_s)
         if self._node in readable:
             raise self._lost()

@@ -15,6 +15,7 @@ import json
 import os
 import select
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -22,8 +23,8 @@ from typing import Any, Final, TextIO
 
 from hil.errors import HilError, NodeError
 from hil.link.endpoint import Completion, PeerAddress
-from hil.link.soft_roce import SoftRoceEndpoint
-from hil.node.config import Launch, NodeConfig
+from hil.node.config import Launch
+from hil.node.endpoints import open_endpoint, slot_bytes
 from hil.node.processes import signal_when_parent_dies
 from hil.node.session import Session
 from hil.node.shots import Action, Decode, Hold, Release, Reply, StampFrame, StampShot, Start
@@ -31,7 +32,6 @@ from hil.node.stamps import StampWriter
 from hil.node.worker import WorkerProcess, WorkerSetup
 from hil.timebase import PS_PER_S, PS_PER_US, monotonic_ps
 from hil.wire.rpc import GET_CORRECTIONS
-from hil.wire.rpc_batch import enqueue_row_bytes, get_row_bytes, predecode_row_bytes
 
 FRAMES_IN_A_ROW: Final = 4
 """Frames served before workers and timers get their turn."""
@@ -47,13 +47,6 @@ IN_PLACE_PS: Final = 100 * PS_PER_US
 
 _IDLE_S: Final = 0.25
 _WORKER_START_S: Final = 120.0
-
-
-def slot_bytes(config: NodeConfig) -> int:
-    """Bytes of a slot that holds any request of this configuration."""
-    largest = max(len(block) for block in config.block_detectors)
-    whole = predecode_row_bytes(config.n_detectors) if config.predecode else 0
-    return max(enqueue_row_bytes(largest), get_row_bytes(), whole)
 
 
 def is_get(header: bytes) -> bool:
@@ -78,12 +71,8 @@ class Server:
         try:
             self._stamps = StampWriter(launch.stamp_path)
             self._stack.callback(self._stamps.close)
-            self._endpoint = SoftRoceEndpoint(
-                config.node_address,
-                port=config.udp_port,
-                psn_start=config.psn_start_up,
-                mtu_bytes=config.mtu_bytes,
-            )
+            end = None if launch.cable is None else socket.socket(fileno=launch.cable)
+            self._endpoint = open_endpoint(config, "node", end=end)
             self._stack.callback(self._endpoint.close)
             self._memory = self._endpoint.register(config.ring_slots, slot_bytes(config))
             self._endpoint.connect(PeerAddress(**launch.peer.model_dump()))
@@ -141,9 +130,10 @@ class Server:
         """
         said = b""
         workers = list(self._workers)
-        listen: list[Any] = [self._endpoint.fileno(), control, *workers]
+        heard = self._endpoint.fileno()
+        listen: list[Any] = [*(() if heard is None else (heard,)), control, *workers]
         while True:
-            timeout_s = self._pause_s()
+            timeout_s = self._pause_s() if heard is not None else 0.0  # a device must be polled
             while self._hold and self._hold[0][0] <= monotonic_ps():
                 heapq.heappop(self._hold)[2]()
             readable, _, _ = select.select(listen, (), (), timeout_s)

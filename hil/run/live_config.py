@@ -116,6 +116,9 @@ def node_config(
     return NodeConfig.create(
         rack_address=network.rack_address,
         node_address=network.node_address,
+        network=network.backend,
+        rack_device=network.rack_device,
+        node_device=network.node_device,
         udp_port=system.links.up.udp_port,
         psn_start_up=system.links.up.psn_start,
         psn_start_down=system.links.down.psn_start,

@@ -20,7 +20,8 @@ from hil.cli.node import serve
 from hil.errors import NodeError, UsageError
 from hil.node import worker
 from hil.node.config import Delays, NodeConfig
-from hil.node.server import main, slot_bytes
+from hil.node.endpoints import slot_bytes
+from hil.node.server import main
 from hil.node.shots import Start
 from hil.node.stamps import StampReader, StampWriter, create_stamp_file
 from hil.node.worker import (

@@ -21,7 +21,7 @@ from node_peer import (
 
 from gpu_decoder.protocol import Reason
 from hil.errors import UsageError
-from hil.node.server import slot_bytes
+from hil.node.endpoints import slot_bytes
 from hil.node.session import Session
 from hil.node.shots import Action, Answerer, Decode, Release, Reply, StampShot, Start
 from hil.timebase import PS_PER_MS
