@@ -12,8 +12,8 @@ Rules (InfiniBand Architecture Specification volume 1, chapter 9.7; proven again
 - an ACK is asked for with the last packet of each message, of each repetition and of a full window;
 - NAK 0x60 (sequence): everything from its PSN is sent again. It never restarts the ack timer unless
   it acknowledges something, so that the number of repetitions stays bounded;
-- RNR NAK: nothing is sent for the coded time, then everything from its PSN. Sequence NAKs are
-  ignored while it runs: they speak of the packets behind the refused one;
+- RNR NAK: nothing is sent for the coded time, then everything from its PSN. Sequence NAKs, which
+  speak of the packets behind the refused one, shorten nothing, nor do further RNR NAKs;
 - ack timeout: everything unacknowledged is sent again, at most ``retry_cnt`` times in a row;
 - NAK 0x61, 0x62, 0x63, or too many retries: error. All is flushed and nothing sent any more.
 """
@@ -190,7 +190,7 @@ class Requester:
         self._retire(place + ack, now_ps)
         if rnr:
             self._wait_for_receiver(syndrome - RNR_NAK, now_ps)
-        elif syndrome == NAK_SEQUENCE and self._rnr_until_ps is None:
+        elif syndrome == NAK_SEQUENCE:
             self._cursor = self._acked
         elif syndrome in _FINAL:
             self.stop(_FINAL[syndrome])

@@ -63,6 +63,7 @@ def open_endpoint(
             host,
             psn_start=psn_start,
             mtu_bytes=config.mtu_bytes,
+            transport=config.transport,
             message_bytes=max(slot_bytes(config), reply_slot_bytes(config)),
         )
     if config.network == "frames":
@@ -79,11 +80,19 @@ def open_endpoint(
             port=config.udp_port,
             psn_start=psn_start,
             mtu_bytes=config.mtu_bytes,
+            transport=config.transport,
+            attributes=config.rc_attributes,
             peer_mac=peer_mac,
             tap=tap,
         )
     return SoftRoceEndpoint(
-        host, port=config.udp_port, psn_start=psn_start, mtu_bytes=config.mtu_bytes, tap=tap
+        host,
+        port=config.udp_port,
+        psn_start=psn_start,
+        mtu_bytes=config.mtu_bytes,
+        transport=config.transport,
+        attributes=config.rc_attributes,
+        tap=tap,
     )
 
 
