@@ -37,6 +37,7 @@ from hil.link.endpoint import (
     Transport,
 )
 from hil.link.packets import COUNTERS
+from hil.link.rc_requester import RcAttributes
 from hil.link.sequence import SequenceAudit
 from hil.link.verbs_queue import Got, VerbsQueue, VerbsUnavailableError
 from hil.timebase import monotonic_ps
@@ -135,6 +136,10 @@ class OpenQueue(Protocol):
         send_bytes: int,
         psn: int,
         path_mtu: int,
+        timeout: int,
+        retry_cnt: int,
+        rnr_retry: int,
+        min_rnr_timer: int,
     ) -> Queue:
         """A queue pair with its memory and its receives posted."""
         ...
@@ -149,6 +154,8 @@ class VerbsEndpoint:
         psn_start: PSN that this end expects first; random if None.
         mtu_bytes: MTU of the network: the path MTU is the largest that fits.
         transport: unreliable or reliable connection.
+        attributes: limits and times of RC; None: the usual ones. Of its packets' limits only the
+            path MTU counts: the device has a queue of its own (:data:`N_SENDS` messages).
         message_bytes: the longest message that will be sent.
         open_queue: makes the queue pair (tests put another machine's in).
     """
@@ -161,12 +168,14 @@ class VerbsEndpoint:
         psn_start: int | None = None,
         mtu_bytes: int = 1500,
         transport: Transport = "rc",
+        attributes: RcAttributes | None = None,
         message_bytes: int = 4096,
         open_queue: OpenQueue = VerbsQueue,
     ) -> None:
         self._device, self._host, self._transport = device, host, transport
         self._psn_start = secrets.randbelow(PSN_MASK + 1) if psn_start is None else psn_start
-        self._path_mtu = path_mtu(mtu_bytes)
+        self._attributes = attributes or RcAttributes(path_mtu=path_mtu(mtu_bytes))
+        self._path_mtu = self._attributes.path_mtu
         self._message_bytes = message_bytes
         self._open_queue = open_queue
         self._queue: Queue | None = None
@@ -204,10 +213,12 @@ class VerbsEndpoint:
                 allowed=f"once, 1..{MAX_SLOTS} slots of >= 1 B",
             )
         self._stride = -(-slot_bytes // STRIDE_UNIT) * STRIDE_UNIT
+        rules = self._attributes
         try:
             self._queue = self._open_queue(
                 *(self._device, self._host, self._transport, n_slots, self._stride),
                 *(N_SENDS, self._message_bytes, self._psn_start, self._path_mtu),
+                *(rules.timeout, rules.retry_cnt, rules.rnr_retry, rules.min_rnr_timer),
             )
         except VerbsUnavailableError as error:
             raise LinkError(

@@ -24,9 +24,6 @@ _RECV_WITH_IMM = 129
 _SEND_ID = 1 << 32
 _PORT = 1
 _HOP_LIMIT = 64
-_RNR_TIMER = 12  # 0.64 ms
-_TIMEOUT = 14  # 67 ms
-_RETRIES = 7  # rnr_retry 7: for ever
 
 
 class VerbsUnavailableError(Exception):
@@ -68,6 +65,10 @@ class VerbsQueue:
         send_bytes: the longest message to be sent.
         psn: PSN that is expected first.
         path_mtu: payload of a packet: 256, 512, 1024, 2048 or 4096.
+        timeout: code of the ack timeout, 4.096 us x 2^code; this and the rest for RC only.
+        retry_cnt: repetitions for want of an acknowledgement.
+        rnr_retry: waits for a receiver that is not ready; 7 = no limit.
+        min_rnr_timer: code of the wait that this end asks of a sender.
         dmabuf: (descriptor, offset) of GPU memory to use in place of host memory. Never run by us.
 
     Raises:
@@ -85,12 +86,17 @@ class VerbsQueue:
         send_bytes: int,
         psn: int,
         path_mtu: int,
+        timeout: int,
+        retry_cnt: int,
+        rnr_retry: int,
+        min_rnr_timer: int,
         dmabuf: tuple[int, int] | None = None,
     ) -> None:
         self._api = api = _Api()
         self.error = ""
         self._n_slots, self._stride, self._send_bytes = n_slots, stride, send_bytes
         self._psn, self._path_mtu = psn, path_mtu
+        self._patience = (timeout, retry_cnt, rnr_retry, min_rnr_timer)
         self._context = api.call(f"device {device}", api.Context, name=device)
         self._gid_index = self._find_gid(device, host)
         self._pd = api.PD(self._context)
@@ -156,8 +162,7 @@ class VerbsQueue:
         attr.path_mtu = api.const[f"IBV_MTU_{self._path_mtu}"]
         attr.dest_qp_num, attr.rq_psn, attr.sq_psn = number, self._psn, psn
         attr.max_dest_rd_atomic = attr.max_rd_atomic = 1
-        attr.min_rnr_timer, attr.timeout = _RNR_TIMER, _TIMEOUT
-        attr.retry_cnt = attr.rnr_retry = _RETRIES
+        attr.timeout, attr.retry_cnt, attr.rnr_retry, attr.min_rnr_timer = self._patience
         self._qp.to_rtr(attr)
         self._qp.to_rts(attr)
 

@@ -64,6 +64,7 @@ def open_endpoint(
             psn_start=psn_start,
             mtu_bytes=config.mtu_bytes,
             transport=config.transport,
+            attributes=config.rc_attributes,
             message_bytes=max(slot_bytes(config), reply_slot_bytes(config)),
         )
     if config.network == "frames":

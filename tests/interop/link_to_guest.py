@@ -15,6 +15,7 @@ from rxe_vm import GUEST_MAC, Guest
 from hil.link.endpoint import Completion, Endpoint, Transport
 from hil.link.frame_wires import UnixFrames
 from hil.link.frames_endpoint import FramesEndpoint
+from hil.link.rc_requester import RcAttributes
 from hil.link.verbs import VerbsEndpoint
 from hil.wire.roce import FRAME_HEADER_BYTES, Opcode
 
@@ -25,6 +26,8 @@ MTU_BYTES = 1098  # its HSB payload limit is 1024, the path MTU of rxe on Ethern
 PSN_START = 0xFFFFF0
 SLOTS, STRIDE = 64, 4096
 WINDOW = 24
+UC_WINDOW = 8  # nothing tells the sender that no receive is posted
+PATIENT = RcAttributes(path_mtu=1024, timeout=20)  # 4.3 s: both ends may wait for a processor
 
 
 def is_ack(frame: bytes | memoryview) -> bool:
@@ -105,6 +108,7 @@ class Joint:
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
         self.line = Line(guest.channel)
+        self.line.say("neighbour", HOST, HOST_MAC.hex(":"))
         self.count = 0
 
     def queue(self, name: str, transport: Transport, **more: int) -> VerbsEndpoint:
@@ -178,10 +182,11 @@ def transfer(
     (for twenty times ``quiet_s``), and it was quiet for ``quiet_s``.
     """
     got = Received()
+    window = WINDOW if sender.transport == "rc" else UC_WINDOW
     posted, busy_s = 0, time.monotonic()
     end_s = busy_s + limit_s
     while time.monotonic() < end_s:
-        if posted < len(messages) and posted - len(got.messages) - lost() < WINDOW:
+        if posted < len(messages) and posted - len(got.messages) - lost() < window:
             sender.post_write_imm(messages[posted], posted % SLOTS)
             posted += 1
             busy_s = time.monotonic()

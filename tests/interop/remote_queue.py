@@ -75,7 +75,7 @@ class RemoteQueue:
                 at = (imm & 0xFFF if kind == "write_imm" else slot) * self.stride
                 self._got.append(Got(kind, slot, imm, length))
                 if at + length <= len(self.memory):
-                    self.memory[at : at + length] = bytes.fromhex(data)
+                    self.memory[at : at + length] = bytes.fromhex(data).ljust(length, b"\0")
         elif event == "error":
             self.error = args[0]
         elif event == "refused":
