@@ -26,7 +26,12 @@ from link_to_guest import (
 
 from hil.link.sequence import Arrival
 
-pytestmark = [pytest.mark.slow, pytest.mark.live, pytest.mark.needs("rxe_vm")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.live,
+    pytest.mark.needs("rxe_vm"),
+    pytest.mark.timeout(300),
+]
 
 N = 200
 MESSAGES = numbered(N)
