@@ -48,12 +48,22 @@ def _rxe_vm() -> str:
     return ""
 
 
-def _veth() -> str:
-    child = ROOT / "tests" / "unit" / "veth_child.py"
-    done = subprocess.run(
-        [sys.executable, str(child), "probe"], capture_output=True, text=True, check=False
-    )
-    return f"no pair of interfaces: {done.stderr.strip()[-200:]}" if done.returncode else ""
+def _child(name: str) -> Callable[[], str]:
+    """Whether a program of the tests can set up what it needs; it says so with ``probe``."""
+
+    def probe() -> str:
+        command = [sys.executable, str(ROOT / "tests" / name), "probe"]
+        path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "interop")])
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        return f"cannot be set up: {done.stderr.strip()[-200:]}" if done.returncode else ""
+
+    return probe
 
 
 def _nvrtc() -> str:
@@ -89,7 +99,8 @@ CAPABILITIES: dict[str, Callable[[], str]] = {
     **{name: _part(part) for name, part in _OPTIONAL.items()},
     "net_raw": _net_raw,
     "tmpfs": _tmpfs,
-    "veth": _veth,
+    "veth": _child("unit/veth_child.py"),
+    "tap": _child("interop/tap_child.py"),
     "rxe_vm": _rxe_vm,
     "nvrtc": _nvrtc,
     "cuda": _cuda,

@@ -6,8 +6,12 @@ guest on the device ``rxe0``. All PSNs begin at 0xFFFFF0 and wrap.
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from link_to_guest import (
@@ -241,3 +245,18 @@ def test_rxe_refuses_access_and_our_pair_ends_in_error(joint: Joint, what: str) 
     assert "0x62" in ends.host.error
     assert not any(ends.guest_memory[:64])
     ends.close()
+
+
+@pytest.mark.needs("tap")
+def test_soft_roce_through_a_tap_device(joint: Joint) -> None:
+    """UDP, IPv4 and ARP are this machine's kernel's: the ICRC that we computed is right there."""
+    cable = joint.cable()
+    numbers = [cable.fileno(), joint.guest.channel.fileno()]
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("tap_child.py")), *map(str, numbers)],
+        pass_fds=numbers, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    cable.close()
+    assert done.returncode == 0, done.stdout + done.stderr
+    right = {"to guest": True, "from guest": True, "error": ""}
+    assert json.loads(done.stdout) == {"rc": right, "uc": right}
