@@ -157,7 +157,7 @@ class Receiver:
 
     def _written(self, datagram: memoryview, form: Form, psn: int, length: int) -> _Place | str:
         va, rkey, announced = struct.unpack_from("!QII", datagram, BTH_BYTES)
-        if announced != length if form.last else announced < length:
+        if announced != length if form.last else announced <= length:
             return "drop_length"
         if rkey != self._slots.rkey:
             return "drop_rkey"

@@ -138,7 +138,7 @@ class LinksSpec(Spec):
                 got=f"up: {self.up.profile}, down: {self.down.profile}",
                 allowed="uc with uc, rc with rc",
                 fix=f"write down.profile: {wanted}",
-                at="down",
+                at="down.profile",
             )
         return self
 
