@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import select
+import errno
 import socket
 import struct
 from typing import Final, Protocol
 
 from hil.errors import LinkError
 
-QUEUE_BYTES: Final = 1 << 20
-"""Asked for; the kernel may grant less (``net.core.wmem_max``)."""
+QUEUE_BYTES: Final = 4 << 20
+"""Asked for; the kernel may grant less (``net.core.wmem_max``). One small frame takes 1 KiB."""
 
 _FRAME_BYTES: Final = 0x10000
-_SEND_WAIT_S: Final = 1.0
 _ETH_P_ALL: Final = 3  # Linux <linux/if_ether.h>, <linux/if_packet.h>
 _SOL_PACKET: Final = 263
 _PACKET_STATISTICS: Final = 6
@@ -27,10 +26,10 @@ class FrameWire(Protocol):
     """An Ethernet port: frames without FCS go in and come out, whole or not at all."""
 
     def send(self, frame: bytes | bytearray) -> None:
-        """Put a frame on the wire.
+        """Put a frame on the wire. Never waits: without room it is lost and counted.
 
         Raises:
-            LinkError: the wire is gone, or took nothing for a second.
+            LinkError: the wire is gone.
         """
         ...
 
@@ -43,7 +42,7 @@ class FrameWire(Protocol):
         ...
 
     def dropped(self) -> int:
-        """Frames that were lost because :meth:`receive` was not called soon enough."""
+        """Frames lost for want of room: sent into a full queue, or not received soon enough."""
         ...
 
     def close(self) -> None:
@@ -54,8 +53,8 @@ class FrameWire(Protocol):
 class UnixFrames:
     """One end of a connected pair of AF_UNIX datagram sockets: one datagram is one frame.
 
-    This is how QEMU joins a guest's network card (``-netdev dgram``). Nothing is lost on it: a
-    full queue holds the sender up, for a second at most.
+    This is how QEMU joins a guest's network card (``-netdev dgram``). The queue is the sender's:
+    what finds it full is lost and counted there.
 
     Args:
         end: the socket; it is taken over.
@@ -67,11 +66,12 @@ class UnixFrames:
         end.settimeout(0.0)
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QUEUE_BYTES)
         self._socket = end
+        self._dropped = 0
         self._view = memoryview(bytearray(_FRAME_BYTES))
 
     def send(self, frame: bytes | bytearray) -> None:
         """See :meth:`FrameWire.send`."""
-        _send(self._socket, frame, "UNIX frame pair")
+        self._dropped += not _sent(self._socket, frame, "UNIX frame pair")
 
     def receive(self) -> memoryview | None:
         """See :meth:`FrameWire.receive`."""
@@ -86,8 +86,8 @@ class UnixFrames:
         return self._socket.fileno()
 
     def dropped(self) -> int:
-        """Always 0."""
-        return 0
+        """See :meth:`FrameWire.dropped`."""
+        return self._dropped
 
     def close(self) -> None:
         """See :meth:`FrameWire.close`."""
@@ -150,7 +150,7 @@ class PacketFrames:
 
     def send(self, frame: bytes | bytearray) -> None:
         """See :meth:`FrameWire.send`."""
-        _send(self._socket, frame, self._name)
+        self._dropped += not _sent(self._socket, frame, self._name)
 
     def receive(self) -> memoryview | None:
         """See :meth:`FrameWire.receive`."""
@@ -172,7 +172,7 @@ class PacketFrames:
         return self._socket.fileno()
 
     def dropped(self) -> int:
-        """See :meth:`FrameWire.dropped`; counted by the kernel."""
+        """See :meth:`FrameWire.dropped`; what was not received is counted by the kernel."""
         if self._socket.fileno() >= 0:  # reading resets the kernel's count
             seen = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
             self._dropped += struct.unpack("=II", seen)[1]
@@ -184,14 +184,14 @@ class PacketFrames:
         self._socket.close()
 
 
-def _send(end: socket.socket, frame: bytes | bytearray, name: str) -> None:
-    while True:
-        try:
-            end.send(frame)
-        except BlockingIOError:
-            if not select.select((), (end,), (), _SEND_WAIT_S)[1]:
-                raise LinkError("the wire took no frame for 1 s", where=name) from None
-        except OSError as error:
-            raise LinkError("frame was not sent", where=name, got=str(error)) from error
-        else:
-            return
+def _sent(end: socket.socket, frame: bytes | bytearray, name: str) -> bool:
+    """Whether there was room for a frame."""
+    try:
+        end.send(frame)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno == errno.ENOBUFS:  # the queue of an interface
+            return False
+        raise LinkError("frame was not sent", where=name, got=str(error)) from error
+    return True

@@ -127,7 +127,7 @@ class FramesEndpoint(PacketEndpoint):
         """See :meth:`hil.link.endpoint.Endpoint.transmit`.
 
         Raises:
-            LinkError: the wire is gone, or took nothing for a second.
+            LinkError: the wire is gone.
         """
         if self._peer_mac is None:
             if len(self._unresolved) < UNRESOLVED_DEPTH:

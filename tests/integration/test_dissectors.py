@@ -18,7 +18,9 @@ from hil.wire.roce import Bth, Flow, Opcode, Packet, Reth, Target, write_only_im
 from hil.wire.segments import acknowledgement, send_packets, write_packets
 
 FRAMES = 1000
-FLOW = Flow(bytes.fromhex("02000000000a"), bytes.fromhex("02000000000b"), "192.0.2.1", "192.0.2.2")
+MACS = bytes.fromhex("02000000000a"), bytes.fromhex("02000000000b")
+FLOW = Flow(*MACS, "192.0.2.1", "192.0.2.2", 4791)
+BACK = Flow(*MACS[::-1], "192.0.2.2", "192.0.2.1", 4791)
 
 
 def packets(seed: int) -> list[Packet]:
@@ -74,46 +76,54 @@ def check(file: Path, count: int) -> list[str]:
     return opcodes
 
 
+class Recorder:
+    """Writes what one end sends and receives; its tap."""
+
+    def __init__(self, writer: PcapngWriter) -> None:
+        self.writer, self.seen = writer, 0
+
+    def __call__(self, sent: bool, t_ps: int, datagram: bytes) -> None:
+        self.seen += 1
+        flow = FLOW if sent else BACK
+        self.writer.write(self.seen, flow.header(len(datagram)) + bytes(datagram))
+
+
+def exchange(transport: str, tap: Recorder) -> None:
+    """Writes of one and of several packets, sends, acknowledgements; PSNs that wrap."""
+    macs, hosts = (FLOW.src_mac, FLOW.dst_mac), (FLOW.src, FLOW.dst)
+    wires = unix_wires()
+    ends = [
+        FramesEndpoint(
+            *(wires[i], macs[i], hosts[i]), peer_mac=macs[1 - i], psn_start=0xFFFFF0,
+            mtu_bytes=1098, transport=transport, tap=None if i else tap,
+        )
+        for i in (0, 1)
+    ]  # fmt: skip
+    for end in ends:
+        end.register(8, 4096)
+    for i in (0, 1):
+        ends[i].connect(ends[1 - i].address())
+    for number in range(40):
+        ends[0].post_write_imm(bytes(48 + 73 * number), number % 8)
+        ends[1].post_send(b"CQPR" + bytes(40))
+        for end in ends:
+            for done in end.poll(8):
+                end.release(done.slot)
+    for end in (*ends, *ends):
+        end.poll(8)
+    for end in ends:
+        end.close()
+
+
 @pytest.mark.slow
 @pytest.mark.needs("tshark")
 def test_tshark_finds_nothing_wrong_in_an_exchange_on_both_transports(tmp_path: Path) -> None:
-    """Writes of one and of several packets, sends, acknowledgements; PSNs that wrap."""
     file = tmp_path / "both.pcapng"
-    macs, hosts = (FLOW.src_mac, FLOW.dst_mac), (FLOW.src, FLOW.dst)
-    seen = 0
     with file.open("wb") as stream, PcapngWriter(stream) as writer:
-        for transport in ("uc", "rc"):
-            flows = [Flow(macs[i], macs[1 - i], hosts[i], hosts[1 - i], 4791, 4791) for i in (0, 1)]
-
-            def tap(sent: bool, t_ps: int, datagram: bytes, flow: Flow = flows[0]) -> None:
-                nonlocal seen
-                seen += 1
-                head = flow if sent else flows[1]
-                writer.write(seen, head.header(len(datagram)) + bytes(datagram))
-
-            wires = unix_wires()
-            ends = [
-                FramesEndpoint(
-                    *(wires[i], macs[i], hosts[i]), peer_mac=macs[1 - i], psn_start=0xFFFFF0,
-                    mtu_bytes=1098, transport=transport, tap=None if i else tap,
-                )
-                for i in (0, 1)
-            ]  # fmt: skip
-            for end in ends:
-                end.register(8, 4096)
-            for i in (0, 1):
-                ends[i].connect(ends[1 - i].address())
-            for number in range(40):
-                ends[0].post_write_imm(bytes(48 + 73 * number), number % 8)
-                ends[1].post_send(b"answer")
-                for end in ends:
-                    for done in end.poll(8):
-                        end.release(done.slot)
-            for end in (*ends, *ends):
-                end.poll(8)
-            for end in ends:
-                end.close()
-    opcodes = check(file, seen)
+        tap = Recorder(writer)
+        exchange("uc", tap)
+        exchange("rc", tap)
+    opcodes = check(file, tap.seen)
     kinds = (
         *(Opcode.UC_WRITE_ONLY_IMM, Opcode.UC_SEND_ONLY, Opcode.RC_WRITE_FIRST),
         *(Opcode.RC_WRITE_MIDDLE, Opcode.RC_WRITE_LAST_IMM, Opcode.RC_ACKNOWLEDGE),

@@ -27,6 +27,7 @@ PSN_START = 0xFFFFF0
 SLOTS, STRIDE = 64, 4096
 WINDOW = 24
 UC_WINDOW = 8  # nothing tells the sender that no receive is posted
+GIVE_UP_S = 15.0
 PATIENT = RcAttributes(path_mtu=1024, timeout=20)  # 4.3 s: both ends may wait for a processor
 
 
@@ -174,12 +175,12 @@ def transfer(
     *,
     lost: Callable[[], int] = lambda: 0,
     quiet_s: float = 0.1,
-    limit_s: float = 40.0,
+    limit_s: float = 150.0,
 ) -> Received:
     """Post all messages, a window ahead of what came out, and take what comes.
 
     ``lost``: messages known not to arrive. Ends when all others are there, or nothing comes more
-    (for twenty times ``quiet_s``), and it was quiet for ``quiet_s``.
+    (for :data:`GIVE_UP_S`), and it was quiet for ``quiet_s``.
     """
     got = Received()
     window = WINDOW if sender.transport == "rc" else UC_WINDOW
@@ -202,7 +203,7 @@ def transfer(
             wait((sender, receiver))
         arrived = len(got.messages) >= len(messages) - lost()
         idle_s = time.monotonic() - busy_s
-        if posted == len(messages) and idle_s > quiet_s * (1 if arrived else 20):
+        if posted == len(messages) and idle_s > (quiet_s if arrived else GIVE_UP_S):
             break
     return got
 

@@ -16,7 +16,7 @@ from hil.errors import LinkError, WireError
 from hil.link.endpoint import PeerAddress
 from hil.link.frame_wires import PacketFrames, UnixFrames, unix_wires
 from hil.link.frames_endpoint import UNRESOLVED_DEPTH, FramesEndpoint
-from hil.timebase import monotonic_ps
+from hil.timebase import PS_PER_S, monotonic_ps
 from hil.wire.arp import REPLY, REQUEST, Arp, parse_arp
 from hil.wire.ethernet import Ethernet, ipv4_checksum
 from hil.wire.icrc import FrameIcrc, IcrcPath
@@ -266,19 +266,17 @@ def test_only_a_datagram_pair_carries_frames() -> None:
         UnixFrames(first)
 
 
-def test_a_wire_that_nobody_empties_is_reported() -> None:
-    first, second = unix_wires()
-
-    def fill() -> None:
-        while True:
-            first.send(bytes(1500))
-
-    with pytest.raises(LinkError, match="took no frame for 1 s"):
-        fill()
-    second.close()
+def test_what_finds_the_queue_full_is_lost_and_counted_and_nobody_waits(cable: Cable) -> None:
+    before = monotonic_ps()
+    for _ in range(20_000):
+        cable.end.post_send(b"x")
+    assert monotonic_ps() - before < 10 * PS_PER_S
+    lost = cable.end.counters()["buffer_overflow"]
+    assert lost > 0
+    assert len(cable.sent()) == 20_000 - lost
+    cable.far.close()
     with pytest.raises(LinkError, match="not sent"):
-        first.send(bytes(60))
-    first.close()
+        cable.end.post_send(b"x")
 
 
 def test_a_closed_endpoint_says_so(cable: Cable) -> None:
