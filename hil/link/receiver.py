@@ -15,8 +15,7 @@ is taken up again with the next packet that begins one. So a message with a hole
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from hil.link.endpoint import HEADER_BYTES, Completion, Kind
 from hil.link.screen import header_fault, payload_of
@@ -32,8 +31,7 @@ COUNTED: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Begun:
+class _Begun(NamedTuple):
     """A message under way: where and at which PSN it goes on.
 
     ``whole_bytes``: its length if FIRST announced it, None if each packet has its own RETH.
@@ -48,8 +46,7 @@ class _Begun:
     header: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(NamedTuple):
     """Where a payload goes; ``begun``: the message that it continues."""
 
     slot: int
