@@ -21,7 +21,7 @@ from hil.errors import NodeError, UsageError
 from hil.link.endpoint import Endpoint, Prepared
 from hil.link.soft_roce import Tap
 from hil.node.config import Launch, NodeConfig, Peer
-from hil.node.endpoints import open_endpoint, reply_slot_bytes
+from hil.node.endpoints import cable, needs_cable, open_endpoint, reply_slot_bytes
 from hil.node.exchange import U8, Exchange, NodeLostError, Plan, concatenate
 from hil.node.ledger import Batch, Ledger
 from hil.node.process import NodeProcess
@@ -102,7 +102,11 @@ class RackClient:
         start_timeout_s: float,
     ) -> None:
         config = self._config
-        self._endpoint: Endpoint = open_endpoint(config, "rack", tap)
+        mine = theirs = None
+        if needs_cable(config):
+            mine, theirs = cable()
+            self._stack.enter_context(theirs)
+        self._endpoint: Endpoint = open_endpoint(config, "rack", tap, mine)
         self._stack.callback(self._endpoint.close)
         if wrap is not None:
             self._endpoint = wrap(self._endpoint)
@@ -123,8 +127,10 @@ class RackClient:
                 peer=Peer(**asdict(address)),
                 stamp_path=f"/proc/self/fd/{stamps}",
                 parent_pid=os.getpid(),
+                cable=None if theirs is None else theirs.fileno(),
             )
-            self._node = NodeProcess(launch, timeout_s=start_timeout_s, pass_fds=(stamps,))
+            inherited = (stamps,) if theirs is None else (stamps, theirs.fileno())
+            self._node = NodeProcess(launch, timeout_s=start_timeout_s, pass_fds=inherited)
         finally:
             os.close(stamps)
         self._stack.callback(self._node.close)
@@ -271,7 +277,9 @@ class RackClient:
         if timer_ps is not None:
             wait_ps = min(wait_ps, timer_ps - now_ps)
         wait_s = min(max(0, wait_ps), _HOUSEKEEPING_PS) / PS_PER_S
-        listen: list[Any] = [self._endpoint.fileno(), self._node]
+        heard = self._endpoint.fileno()
+        listen: list[Any] = [self._node] if heard is None else [heard, self._node]
+        wait_s = wait_s if heard is not None else 0.0  # a device must be polled
         readable, _, _ = select.select(listen, (), (), wait_s)
         if self._node in readable:
             raise self._lost("the decoder node died", self._node.epitaph())

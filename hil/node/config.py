@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from functools import cached_property
 from itertools import pairwise
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,13 +104,21 @@ class DetectorMap(_Model):
     inverted: tuple[NonNegative, ...] = ()
 
 
+LiveNetwork: TypeAlias = Literal["soft_roce", "frames", "verbs", "cudaq_udp"]
+"""Network backends on which messages really travel."""
+
+
 class NodeConfig(_Model):
     """Configuration of one live exchange: addresses, geometry of a shot, decoders, policy, faults.
 
     Attributes:
         rack_address: loopback address of the rack's endpoint.
         node_address: loopback address of the node's endpoint, another one.
-        network: what carries the messages (``hil.node.endpoints``).
+        network: what carries the messages (``hil.node.endpoints``). With ``verbs`` the addresses
+            are those of the devices.
+        rack_device: ``verbs``: the rack's RDMA device; ``frames``: its network interface, or
+            ``None`` on both sides for a pair of UNIX sockets.
+        node_device: the same of the node.
         udp_port: UDP port of both (4791 is RoCEv2's).
         psn_start_up: first packet sequence number rack -> node.
         psn_start_down: first packet sequence number node -> rack.
@@ -159,7 +167,9 @@ class NodeConfig(_Model):
 
     rack_address: str
     node_address: str
-    network: Literal["soft_roce", "cudaq_udp"] = "soft_roce"
+    network: LiveNetwork = "soft_roce"
+    rack_device: str | None = None
+    node_device: str | None = None
     udp_port: Annotated[int, Field(ge=1, le=65535)] = 4791
     psn_start_up: Psn = 0
     psn_start_down: Psn = 0
@@ -232,7 +242,12 @@ class NodeConfig(_Model):
             UsageError: naming the field, what it holds and what is allowed.
         """
         for name in ("rack_address", "node_address"):
-            _check_loopback(name, getattr(self, name))
+            _check_address(name, getattr(self, name), loopback=self.network != "verbs")
+        devices = {"soft_roce": (False,), "frames": (False, True), "verbs": (True,)}[self.network]
+        given = (self.rack_device is not None, self.node_device is not None)
+        if given[0] != given[1] or given[0] not in devices:
+            got = f"{self.rack_device}, {self.node_device}, network {self.network}"
+            _refuse("rack_device, node_device", got, "both for verbs, both or none for frames")
         if self.rack_address == self.node_address:
             _refuse("node_address", self.node_address, "another address than rack_address")
         for name, value in (("primary", self.primary), ("fallback", self.fallback)):
@@ -365,21 +380,31 @@ class Peer(_Model):
 
 
 class Launch(_Model):
-    """The control line that starts a node: configuration, the rack's receiver, the stamp file."""
+    """The control line that starts a node.
+
+    Attributes:
+        config: the exchange.
+        peer: the rack's receiver.
+        stamp_path: the stamp file.
+        parent_pid: the rack's process.
+        cable: inherited descriptor of the node's end of the cable, if there is one.
+    """
 
     config: NodeConfig
     peer: Peer
     stamp_path: str
     parent_pid: int
+    cable: int | None = None
 
 
-def _check_loopback(name: str, text: str) -> None:
+def _check_address(name: str, text: str, *, loopback: bool) -> None:
     try:
-        loopback = ipaddress.IPv4Address(text).is_loopback
+        good = ipaddress.IPv4Address(text).is_loopback or not loopback
     except ValueError:
-        loopback = False
-    if not loopback:
-        _refuse(name, text, "an IPv4 loopback address, 127.0.0.0/8")
+        good = False
+    if not good:
+        what = "an IPv4 loopback address, 127.0.0.0/8" if loopback else "an IPv4 address"
+        _refuse(name, text, what)
 
 
 def _refuse(field: str, got: str, allowed: str) -> None:

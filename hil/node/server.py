@@ -15,6 +15,7 @@ import json
 import os
 import select
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -70,7 +71,8 @@ class Server:
         try:
             self._stamps = StampWriter(launch.stamp_path)
             self._stack.callback(self._stamps.close)
-            self._endpoint = open_endpoint(config, "node")
+            end = None if launch.cable is None else socket.socket(fileno=launch.cable)
+            self._endpoint = open_endpoint(config, "node", end=end)
             self._stack.callback(self._endpoint.close)
             self._memory = self._endpoint.register(config.ring_slots, slot_bytes(config))
             self._endpoint.connect(PeerAddress(**launch.peer.model_dump()))
@@ -128,9 +130,10 @@ class Server:
         """
         said = b""
         workers = list(self._workers)
-        listen: list[Any] = [self._endpoint.fileno(), control, *workers]
+        heard = self._endpoint.fileno()
+        listen: list[Any] = [*(() if heard is None else (heard,)), control, *workers]
         while True:
-            timeout_s = self._pause_s()
+            timeout_s = self._pause_s() if heard is not None else 0.0  # a device must be polled
             while self._hold and self._hold[0][0] <= monotonic_ps():
                 heapq.heappop(self._hold)[2]()
             readable, _, _ = select.select(listen, (), (), timeout_s)

@@ -41,7 +41,7 @@ VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "system.decoder.fallback.to": ("global_on_raw",),
     "bind.profiles.*.level": ("rtl", "hil"),
     "bind.profiles.*.rack.backend": ("rtl", "cocotb", "hardware"),
-    "bind.profiles.*.network.backend": ("frames", "shm", "verbs"),
+    "bind.profiles.*.network.backend": ("shm",),
     "run.record.streams": ("calib",),
     "faults.*.kind": (
         "loss",
@@ -138,8 +138,8 @@ def _entries(data: object, path: Path) -> Iterator[tuple[object, Path]]:
 
 
 def _refusal(document: Document, path: Path) -> Problem:
-    if path[-2:] == ("network", "address"):
-        fix = "write rack_address and node_address"
+    if path[-2] == "network" and path[-1] in {"address", "device"}:
+        fix = f"write rack_{path[-1]} and node_{path[-1]}"
     else:
         fix = f"remove '{path[-1]}'"
     return document.problem("E207", path, f"not yet supported: {path[-1]}", fix=fix, key=True)

@@ -146,6 +146,29 @@ class IcrcPath:
         return np.asarray(wire == self.of_rows(datagrams), dtype=np.bool_)
 
 
+class FrameIcrc(IcrcPath):
+    """ICRC of one packet whose IPv4 and UDP header are known as they stood on the wire.
+
+    For foreign senders: any identification, flags, TOS, TTL and source port.
+
+    Args:
+        headers: IPv4 header without options and UDP header, 28 bytes.
+    """
+
+    __slots__ = ("_state",)
+
+    def __init__(self, headers: bytes | memoryview) -> None:
+        masked = bytearray(_ONES)
+        masked += headers
+        for at in (1, 8, 10, 11, 26, 27):  # TOS, TTL, both checksums
+            masked[8 + at] = 0xFF
+        self._state = zlib.crc32(masked)
+
+    def state(self, datagram_bytes: int) -> int:
+        """See :meth:`IcrcPath.state`."""
+        return self._state
+
+
 def _ipv4(text: str) -> bytes:
     try:
         return socket.inet_pton(socket.AF_INET, text)
