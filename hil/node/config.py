@@ -20,6 +20,7 @@ from gpu_decoder.ising.config import PredecoderConfig
 from gpu_decoder.policy import RECOVERABLE
 from gpu_decoder.protocol import Reason
 from hil.errors import UsageError
+from hil.link.fault_plan import LinkPlan
 from hil.timebase import PS_PER_MS, PS_PER_S
 
 HOPS: Final = ("uplink", "deliver", "queue", "decode", "reply", "downlink")
@@ -288,12 +289,16 @@ class Peer(_Model):
 
 
 class Launch(_Model):
-    """The control line that starts a node: configuration, the rack's receiver, the stamp file."""
+    """The control line that starts a node: configuration, the rack's receiver, the stamp file.
+
+    ``answer_faults``: what its port does to answers on their way out; decoders never see it.
+    """
 
     config: NodeConfig
     peer: Peer
     stamp_path: str
     parent_pid: int
+    answer_faults: LinkPlan | None = None
 
 
 def _check_loopback(name: str, text: str) -> None:

@@ -21,7 +21,9 @@ from dataclasses import asdict
 from typing import Any, Final, TextIO
 
 from hil.errors import HilError, NodeError
-from hil.link.endpoint import Completion, PeerAddress
+from hil.link.endpoint import Completion, Endpoint, PeerAddress
+from hil.link.faults import Faulty
+from hil.link.message_numbers import AnswerNumbers
 from hil.link.soft_roce import SoftRoceEndpoint
 from hil.node.config import Launch, NodeConfig
 from hil.node.processes import signal_when_parent_dies
@@ -78,13 +80,16 @@ class Server:
         try:
             self._stamps = StampWriter(launch.stamp_path)
             self._stack.callback(self._stamps.close)
-            self._endpoint = SoftRoceEndpoint(
+            self._endpoint: Endpoint = SoftRoceEndpoint(
                 config.node_address,
                 port=config.udp_port,
                 psn_start=config.psn_start_up,
                 mtu_bytes=config.mtu_bytes,
             )
             self._stack.callback(self._endpoint.close)
+            if launch.answer_faults is not None:
+                numbers = AnswerNumbers(config.messages_per_shot)
+                self._endpoint = Faulty(self._endpoint, launch.answer_faults, numbers)
             self._memory = self._endpoint.register(config.ring_slots, slot_bytes(config))
             self._endpoint.connect(PeerAddress(**launch.peer.model_dump()))
             self._stride = self._endpoint.address().stride

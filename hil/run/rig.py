@@ -11,6 +11,7 @@ from hil.device.circuits import CodeCircuit
 from hil.device.families import Models
 from hil.device.sampler import BlockCutter, StimSampler
 from hil.link.capture import Capture
+from hil.rack.link_faults import link_plans
 from hil.rack.plan import (
     WorkloadSource,
     build_pipeline,
@@ -18,6 +19,7 @@ from hil.rack.plan import (
     modelled_way_back_ps,
 )
 from hil.run import provenance, virtual
+from hil.run.faults import FaultLog
 from hil.run.interrupt import Interrupt
 from hil.run.parts import Decoders, board_mask, build_circuits, build_decoders
 from hil.run.record import Audit, Driven
@@ -26,6 +28,7 @@ from hil.scenario.load import Loaded
 from hil.scenario.model import Ising25Noise, IsingScalarNoise, UserCircuit
 from hil.trace.column import ByteWidths
 from hil.trace.meta import ModelMeta, TraceMeta
+from hil.verdict.detectors import Alarms
 from hil.verdict.judge import limits_of
 from hil.verdict.load import window_time_ps
 from hil.verdict.metrics import Metrics
@@ -53,6 +56,8 @@ class Rig:
     executor_why: str = ""
     counts: dict[str, int] = field(default_factory=dict)
     details: dict[str, int] = field(default_factory=dict)
+    fault_log: FaultLog | None = None
+    alarms: Alarms = field(default_factory=Alarms)
     fingerprint: dict[str, dict[str, str]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     rig_errors: list[str] = field(default_factory=list)
@@ -197,6 +202,7 @@ def _live(rig: Rig, source: WorkloadSource, largest: int, widths: ByteWidths) ->
         widths=widths if "packets" in scenario.run.record.streams else None,
         stop=lambda: bool(rig.interrupt),
         capture=rig.capture,
+        link_plans=link_plans(scenario),
     )
     if scenario.system.links.up.udp_port != ROCE_PORT:
         rig.remarks.append(f"UDP port {scenario.system.links.up.udp_port} is not RoCEv2's")
