@@ -234,8 +234,8 @@ class Faulty:
         number: tells the number of a datagram, ``None`` for one that the plan does not concern
             (acknowledgements). Each number suffers once: what a reliable connection sends again
             goes through. Default: every datagram counts, the first one is 0.
-        withhold: so many slots that the application gives back are kept from the peer, the oldest
-            is let go for every further one: receives run short.
+        withhold_ps: slots that the application gives back reach the peer so much later: receives
+            run short.
 
     Attributes:
         injected: faults that were carried out, by kind.
@@ -247,7 +247,7 @@ class Faulty:
         plan: Plan,
         number: Callable[[bytes], int | None] | None = None,
         *,
-        withhold: int = 0,
+        withhold_ps: int = 0,
     ) -> None:
         self.inner = inner
         self.plan = plan
@@ -257,8 +257,8 @@ class Faulty:
         self._behind: list[tuple[int, bytes]] = []  # (number of the frame to wait for, datagram)
         self._port: deque[tuple[int, bytes]] = deque()  # (when it may leave, datagram)
         self._pauses = 0
-        self._withhold = withhold
-        self._kept: deque[int] = deque()
+        self._withhold_ps = withhold_ps
+        self._kept: deque[tuple[int, int]] = deque()  # (when it is given back, slot)
         inner.intercept(self._suffer)
 
     def _suffer(self, datagram: bytes) -> Iterator[bytes]:
@@ -325,14 +325,16 @@ class Faulty:
     def _send_due(self) -> None:
         while self._port and self._port[0][0] <= monotonic_ps():
             self.inner.transmit(self._port.popleft()[1])
+        while self._kept and self._kept[0][0] <= monotonic_ps():
+            self.inner.release(self._kept.popleft()[1])
 
     def next_timer_ps(self) -> int | None:
-        """The endpoint's own timer, or the end of a pause."""
-        timers = [self.inner.next_timer_ps(), self._port[0][0] if self._port else None]
+        """The endpoint's own timer, the end of a pause, or of a slot's detention."""
+        timers = [self.inner.next_timer_ps(), *(held[0][0] for held in (self._port, self._kept) if held)]
         return min((timer for timer in timers if timer is not None), default=None)
 
     def poll(self, max_completions: int) -> list[Completion]:
-        """Let out what a pause has held long enough, then as the endpoint does."""
+        """Let go of what was held long enough, then as the endpoint does."""
         self._send_due()
         return self.inner.poll(max_completions)
 
@@ -406,9 +408,10 @@ class Faulty:
 
     def release(self, slot: int) -> None:
         """Passed through, late if slots are withheld."""
-        self._kept.append(slot)
-        while len(self._kept) > self._withhold:
-            self.inner.release(self._kept.popleft())
+        if self._withhold_ps:
+            self._kept.append((monotonic_ps() + self._withhold_ps, slot))
+        else:
+            self.inner.release(slot)
 
     def intercept(self, stage: Stage | None) -> None:
         """A second stage behind the faults is not built."""

@@ -26,6 +26,7 @@ from hil.scenario.faults import (
 )
 from hil.scenario.model import Scenario
 from hil.timebase import PS_PER_S
+from hil.wire.roce import MAX_QP
 from hil.wire.rpc import ENVELOPE_BYTES, GET_FIXED_BYTES, HEADER_BYTES
 
 LinkPlans: TypeAlias = dict[str, LinkPlan]
@@ -70,30 +71,37 @@ def _rule(scenario: Scenario, link: str, cadence: Cadence, name: str, fault: Lin
     elif isinstance(fault, PauseFault) and fault.every_ps is None:
         end = min(end, begin + 2 * fault.value_ps)  # the pause, and as long to catch up
     window = (cadence.first_at(begin), cadence.first_at(end))
+    if isinstance(fault, PauseFault):
+        rate = line.up.rate_bps if link == "up" else line.down.rate_bps
+        gap = -(-_BURST_FRAME_BYTES * _BYTE * PS_PER_S // rate)
+        pauses = Pauses(begin, fault.value_ps, fault.every_ps or 0, gap)
+        return Rule(name, FrameFault.HOLD, *window, pauses=pauses)
+    kind, low, high = _amounts(fault, link)
+    burst = None
+    if isinstance(fault, LossFault) and fault.burst is not None:
+        burst = Burst(fault.burst.frames, fault.burst.loss)
+    return Rule(name, kind, *window, fault.p, burst, low, high)
+
+
+def _amounts(fault: LinkFault, link: str) -> tuple[FrameFault, int, int]:
+    """Kind of a fault of frames, smallest and largest amount."""
+    found = (FrameFault.DROP, 0, 0)
     match fault:
-        case LossFault(p=p, burst=burst):
-            chain = None if burst is None else Burst(burst.frames, burst.loss)
-            return Rule(name, FrameFault.DROP, *window, p, chain)
-        case DuplicateFault(p=p, after=after):
-            return Rule(name, FrameFault.DUPLICATE, *window, p, low=after, high=after)
-        case ReorderFault(p=p, window=most):
-            return Rule(name, FrameFault.REORDER, *window, p, low=1, high=most)
-        case TruncateFault(p=p, value_bytes=cut):
-            return Rule(name, FrameFault.RESIZE, *window, p, low=-cut, high=-cut)
-        case PauseFault(value_ps=length, every_ps=every):
-            rate = line.up.rate_bps if link == "up" else line.down.rate_bps
-            gap = -(-_BURST_FRAME_BYTES * _BYTE * PS_PER_S // rate)
-            pauses = Pauses(begin, length, every or 0, gap)
-            return Rule(name, FrameFault.HOLD, *window, pauses=pauses)
-        case SpoilFault(kind="icrc", p=p):
-            return Rule(name, FrameFault.FLIP, *window, p, low=_QP_BITS[0], high=_QP_BITS[1])
-        case SpoilFault(kind="wrong_qp", p=p):
-            return Rule(name, FrameFault.WRONG_QP, *window, p, low=1, high=(1 << 24) - 1)
-        case SpoilFault(p=p):
+        case DuplicateFault(after=after):
+            found = (FrameFault.DUPLICATE, after, after)
+        case ReorderFault(window=most):
+            found = (FrameFault.REORDER, 1, most)
+        case TruncateFault(value_bytes=cut):
+            found = (FrameFault.RESIZE, -cut, -cut)
+        case SpoilFault(kind="icrc"):
+            found = (FrameFault.FLIP, *_QP_BITS)
+        case SpoilFault(kind="wrong_qp"):
+            found = (FrameFault.WRONG_QP, 1, MAX_QP)
+        case SpoilFault():
             body = ENVELOPE_BYTES + (GET_FIXED_BYTES if link == "up" else 0)  # every message has it
             first = _BYTE * HEADER_BYTES
-            high = first + _BYTE * body - 1
-            return Rule(name, FrameFault.CORRUPT, *window, p, low=first, high=high)
+            found = (FrameFault.CORRUPT, first, first + _BYTE * body - 1)
+    return found
 
 
 def with_link_faults(work: Workload, plans: LinkPlans, n_blocks: int) -> Workload:

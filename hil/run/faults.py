@@ -114,10 +114,10 @@ class FaultLog:
         faults = self._scenario.link_faults
         if not faults:
             return None
-        last_ps = shots * self._scenario.system.qpu.shot_period_ps
+        over_ps = shots * self._scenario.system.qpu.shot_period_ps
         ends = [
-            last_ps if fault.for_ps is None else min(last_ps, _begin_ps(fault, self._scenario) + fault.for_ps)
-            for fault in faults.values()
+            min(over_ps, over_ps if f.for_ps is None else _begin_ps(f, self._scenario) + f.for_ps)
+            for f in faults.values()
         ]
         return block(
             "faults",

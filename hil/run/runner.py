@@ -282,7 +282,8 @@ def _end_faults(rig: Rig, writer: TraceWriter) -> None:
     """Read the detectors; write down what caught the faults of links."""
     scenario = rig.loaded.scenario
     rig.alarms = alarms_of(rig.details, scenario.system.qpu.n_blocks + 1)
-    caught = {name: rig.alarms.noticed(fault) for name, fault in scenario.link_faults.items()}
+    faults = scenario.link_faults
+    caught = {name: rig.alarms.noticed(fault, scenario) for name, fault in faults.items()}
     rows = rig.fault_log.end(rig.shots_done, caught) if rig.fault_log is not None else None
     if rows is not None and not writer.failed:
         writer.append({"faults": rows}, block=not rig.loaded.profile.live)

@@ -165,7 +165,7 @@ class Scenario(Spec):
     @property
     def link_faults(self) -> dict[str, LinkFault]:
         """The faults of links, by id."""
-        return {name: fault for name, fault in self.faults.items() if isinstance(fault, LINK_FAULTS)}
+        return {name: f for name, f in self.faults.items() if isinstance(f, LINK_FAULTS)}
 
     @property
     def profile(self) -> BoundProfile:

@@ -81,9 +81,9 @@ class Alarms:
 
     events: Mapping[Detector, int] = field(default_factory=lambda: dict.fromkeys(NAMES, 0))
 
-    def noticed(self, fault: LinkFault) -> str:
+    def noticed(self, fault: LinkFault, scenario: Scenario) -> str:
         """The detector that is asked for, or the named one, if it fired; else empty."""
-        asked: Detector = fault.caught_by or named(fault.kind, "uc")
+        asked: Detector = fault.caught_by or named(fault.kind, _transport(scenario, fault))
         return asked if self.events[asked] else ""
 
     def roles(self, scenario: Scenario) -> dict[Detector, str]:
