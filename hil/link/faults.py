@@ -330,7 +330,10 @@ class Faulty:
 
     def next_timer_ps(self) -> int | None:
         """The endpoint's own timer, the end of a pause, or of a slot's detention."""
-        timers = [self.inner.next_timer_ps(), *(held[0][0] for held in (self._port, self._kept) if held)]
+        timers = [
+            self.inner.next_timer_ps(),
+            *(held[0][0] for held in (self._port, self._kept) if held),
+        ]
         return min((timer for timer in timers if timer is not None), default=None)
 
     def poll(self, max_completions: int) -> list[Completion]:

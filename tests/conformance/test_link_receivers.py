@@ -6,14 +6,8 @@ time, and on plain numbers. Every counter must agree, and every shot must have t
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-
 from link_fault_cases import SIZES, faulty, loaded, parsed_once
 
 from gpu_decoder.protocol import Reason

@@ -12,7 +12,7 @@ from hil.scenario import load
 from hil.scenario.load import Loaded, load_scenario
 from hil.scenario.text import read_document
 
-SCENARIO = Path(__file__).parents[2] / "scenarios" / "surface_d5.yaml"
+SCENARIO = Path(__file__).parents[1] / "scenarios" / "surface_d5.yaml"
 
 SIZES = {
     "loss": ("p: 0.004", "p: 0.02", "p: 0.2, burst: {frames: 12}"),
