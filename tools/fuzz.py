@@ -90,7 +90,7 @@ class Door:
         size = len(self.endpoint.register(SLOTS, slot_bytes(settings)))
         self.region = bytearray(b"\xc5" * CANARY + bytes(size) + b"\xc5" * CANARY)
         inside = memoryview(self.region)[CANARY : CANARY + size]
-        self.endpoint._receiver._memory = server._memory = inside
+        self.endpoint._slots.memory = server._memory = inside
         self.endpoint.connect(rack.address())
         rack.connect(self.endpoint.address())
         self.stride = server._stride = self.endpoint.address().stride
@@ -116,11 +116,11 @@ class Door:
 
     def sent(self) -> int:
         """Replies sent so far."""
-        return self.endpoint._sent
+        return self.endpoint.counters()["tx"]
 
     def owned(self) -> bytes:
         """One byte per slot: 1 = owned by the session."""
-        return bytes(self.endpoint._receiver._owned)
+        return bytes(self.endpoint._slots.owned)
 
     def state(self) -> tuple[object, ...]:
         """All that a frame may change in the session, but for the counts of what was refused."""

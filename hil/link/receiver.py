@@ -4,11 +4,12 @@ Pure byte handling: the transport hands over datagrams (BTH .. ICRC) and says wh
 What is not for us is counted by cause and dropped. Checks are made in this order, and the first
 that fails names the cause: length (>= 16 bytes), ICRC, opcode and version, P_Key, QP, [PSN audit],
 pad and RETH length, rkey, bounds (from the start of a slot to its end), immediate (its PSN and
-slot against BTH and RETH).
+slot against BTH and address).
 
-A message may come in several writes, each with its own RETH; the last one has the immediate. A
-write behind the start of a slot is taken only where the one before it ended and with the next PSN,
-so a message with a hole never completes.
+A message may come in several packets: as writes with a RETH each, the last one with the immediate
+(the sensor bridge's way), or as FIRST, MIDDLE .., LAST. A packet that goes on is taken only where
+the one before it ended and with the next PSN, and a gap makes the message under way forgotten: it
+is taken up again with the next packet that begins one. So a message with a hole never completes.
 """
 
 from __future__ import annotations
@@ -17,33 +18,13 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from hil.errors import LinkError
 from hil.link.endpoint import HEADER_BYTES, Completion, Kind
-from hil.link.sequence import SequenceAudit
-from hil.wire.icrc import BTH_BYTES, ICRC_BYTES, IcrcPath
-from hil.wire.roce import (
-    IMM_BYTES,
-    MAX_QP,
-    MAX_SLOTS,
-    MIN_DATAGRAM_BYTES,
-    PKEY_DEFAULT,
-    PSN_BITS,
-    PSN_MASK,
-    RETH_BYTES,
-    STRIDE_UNIT,
-    Opcode,
-    slot_imm,
-)
-
-BASE_VA: Final = 0x1000_0000
-_WRITE: Final = int(Opcode.UC_WRITE_ONLY)
-_WRITE_IMM: Final = int(Opcode.UC_WRITE_ONLY_IMM)
-_SEND: Final = int(Opcode.UC_SEND_ONLY)
-_PAYLOAD_AT: Final = {
-    _WRITE: BTH_BYTES + RETH_BYTES,
-    _WRITE_IMM: BTH_BYTES + RETH_BYTES + IMM_BYTES,
-    _SEND: BTH_BYTES,
-}
+from hil.link.screen import header_fault, payload_of
+from hil.link.sequence import Arrival, SequenceAudit
+from hil.link.slots import Slots
+from hil.wire.icrc import BTH_BYTES, IcrcPath
+from hil.wire.roce import IMM_BYTES, PSN_BITS, PSN_MASK, slot_imm
+from hil.wire.segments import UC_FORMS, Form
 
 COUNTED: Final = (
     *("rx_ok", "rx_busy", "drop_length", "drop_icrc", "drop_opcode", "drop_pkey", "drop_qp"),
@@ -53,74 +34,51 @@ COUNTED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """A message of several writes: the address and the PSN at which it goes on."""
+    """A message under way: where and at which PSN it goes on.
 
+    ``whole_bytes``: its length if FIRST announced it, None if each packet has its own RETH.
+    """
+
+    send: bool
     slot: int
     next_byte: int
     next_psn: int
+    whole_bytes: int | None
     busy: bool
     header: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a payload goes; ``begun``: the message that it continues."""
+
+    slot: int
+    offset: int
+    whole_bytes: int | None
+    begun: _Begun | None
+
+
 class Receiver:
-    """Memory of one queue pair and the rules by which packets get into it.
+    """The rules by which packets get into the memory of one queue pair.
 
     Attributes:
         counts: one count for every name of :data:`COUNTED`.
         audit: the PSN audit; every packet that reaches this QP intact enters it.
-        n_slots: 0 until :meth:`register`.
-        stride: bytes from slot to slot.
 
     Args:
         qp: own queue pair number.
-        rkey: own memory key.
         psn_start: PSN expected first.
+        slots: the memory.
     """
 
-    __slots__ = (
-        *("_begun", "_memory", "_owned", "_qp", "_rkey", "_send_slot"),
-        *("audit", "counts", "n_slots", "stride"),
-    )
+    __slots__ = ("_begun", "_qp", "_slots", "audit", "counts")
 
-    def __init__(self, qp: int, rkey: int, psn_start: int) -> None:
-        self._qp, self._rkey = qp, rkey
-        self._memory = memoryview(b"")
-        self._owned = bytearray()
-        self._send_slot = 0
+    def __init__(self, qp: int, psn_start: int, slots: Slots) -> None:
+        self._qp = qp
+        self._slots = slots
         self._begun: _Begun | None = None
-        self.n_slots = self.stride = 0
         self.audit = SequenceAudit(PSN_BITS, psn_start)
         self.counts = dict.fromkeys(COUNTED, 0)
-
-    def register(self, n_slots: int, slot_bytes: int) -> memoryview:
-        """Make the slots; see :meth:`hil.link.endpoint.Endpoint.register`.
-
-        Raises:
-            LinkError: called twice, or sizes out of range.
-        """
-        if self.n_slots or not 1 <= n_slots <= MAX_SLOTS or slot_bytes < 1:
-            raise LinkError(
-                "memory cannot be registered",
-                got=f"{n_slots} slots of {slot_bytes} B after {self.n_slots} slots",
-                allowed=f"once, 1..{MAX_SLOTS} slots of >= 1 B",
-            )
-        self.n_slots = n_slots
-        self.stride = -(-slot_bytes // STRIDE_UNIT) * STRIDE_UNIT
-        self._memory = memoryview(bytearray(n_slots * self.stride))
-        self._owned = bytearray(n_slots)
-        return self._memory
-
-    def release(self, slot: int) -> None:
-        """Take a slot back from the application.
-
-        Raises:
-            LinkError: it does not own that slot.
-        """
-        if not 0 <= slot < self.n_slots or not self._owned[slot]:
-            raise LinkError(
-                "slot is not owned", got=str(slot), fix="release once, and never a busy completion"
-            )
-        self._owned[slot] = 0
 
     def drop(self, cause: str) -> None:
         """Count one datagram that the transport itself refused."""
@@ -136,86 +94,101 @@ class Receiver:
 
         Returns:
             A completion for writes with immediate and sends that were stored or found their slot
-            owned; None for plain writes and for everything dropped.
+            owned; None for plain writes, for packets that do not end a message, and for everything
+            dropped.
         """
-        cause = self._transport_fault(datagram, path)
+        cause = header_fault(datagram, path, self._qp, UC_FORMS)
         if cause:
             self.counts[cause] += 1
             return None
-        opcode = datagram[0]
+        form = UC_FORMS[datagram[0]]
         psn = int.from_bytes(datagram[9:12], "big")
         arrival = self.audit.observe(psn)
-        start = _PAYLOAD_AT[opcode]
-        payload = datagram[start : max(start, len(datagram) - ICRC_BYTES - (datagram[1] >> 4 & 3))]
-        slot, offset, cause = self._place(datagram, opcode, psn, len(payload))
-        if cause:
-            self.counts[cause] += 1
+        if arrival is Arrival.GAP:
+            self._begun = None
+        payload = payload_of(datagram, form)
+        place = "drop_length" if payload is None else self._place(datagram, form, psn, len(payload))
+        if payload is None or isinstance(place, str):
+            self.counts[str(place)] += 1
             return None
-        begun = self._begun if offset else None
-        busy = self._owned[slot] != 0 if begun is None else begun.busy
-        header = bytes(payload[:HEADER_BYTES]) if begun is None else begun.header
-        self.counts["rx_busy" if busy else "rx_ok"] += 1
-        end = offset + len(payload)
-        if not busy:
-            at = slot * self.stride
-            self._memory[at + offset : at + end] = payload
-        if opcode == _WRITE:
-            self._begun = _Begun(slot, end, (psn + 1) & PSN_MASK, busy, header)
+        begun = self._store(place, form, psn, payload)
+        if not (form.last and (form.imm or form.send)):
             return None
-        self._begun = None
-        if not busy:
-            self._owned[slot] = 1
-            if opcode == _SEND:
-                self._send_slot = (slot + 1) % self.n_slots
-        kind: Kind = "send" if opcode == _SEND else "write_imm"
-        imm = int.from_bytes(datagram[28:32], "big") if opcode == _WRITE_IMM else 0
-        return Completion(slot, imm, psn, end, t_rx_ps, busy, kind, header, arrival)
-
-    def _transport_fault(self, datagram: memoryview, path: IcrcPath) -> str:
-        if len(datagram) < MIN_DATAGRAM_BYTES:
-            return "drop_length"
-        if not path.check(datagram):
-            return "drop_icrc"
-        opcode, flags, pkey, qp, _ = struct.unpack_from("!BBHII", datagram)
-        if opcode not in _PAYLOAD_AT or flags & 15:
-            return "drop_opcode"
-        if pkey != PKEY_DEFAULT:
-            return "drop_pkey"
-        return "" if qp & MAX_QP == self._qp else "drop_qp"
-
-    def _place(
-        self, datagram: memoryview, opcode: int, psn: int, length: int
-    ) -> tuple[int, int, str]:
-        """Slot, offset in it, and why the payload must not go there."""
-        whole = _PAYLOAD_AT[opcode] + length + (datagram[1] >> 4 & 3) + ICRC_BYTES
-        if whole != len(datagram) or whole % 4:
-            return 0, 0, "drop_length"
-        if length > self.stride or not self.n_slots:
-            return 0, 0, "drop_bounds"
-        if opcode == _SEND:
-            return self._send_slot, 0, ""
-        return self._written_slot(datagram, opcode, psn, length)
-
-    def _written_slot(
-        self, datagram: memoryview, opcode: int, psn: int, length: int
-    ) -> tuple[int, int, str]:
-        va, rkey, announced = struct.unpack_from("!QII", datagram, BTH_BYTES)
-        if announced != length:
-            return 0, 0, "drop_length"
-        if rkey != self._rkey:
-            return 0, 0, "drop_rkey"
-        slot, offset = divmod(va - BASE_VA, self.stride)
-        inside = 0 <= slot < self.n_slots and offset + length <= self.stride
-        if not inside or (offset and not self._goes_on(slot, offset, psn)):
-            return 0, 0, "drop_bounds"
-        imm = int.from_bytes(datagram[28:32], "big")
-        wrong = opcode == _WRITE_IMM and imm != slot_imm(psn, slot)
-        return slot, offset, "drop_imm" if wrong else ""
-
-    def _goes_on(self, slot: int, offset: int, psn: int) -> bool:
-        begun = self._begun
-        return begun is not None and (slot, offset, psn) == (
-            begun.slot,
-            begun.next_byte,
-            begun.next_psn,
+        if not begun.busy:
+            self._slots.hand_over(begun.slot, send=form.send)
+        kind: Kind = "send" if form.send else "write_imm"
+        imm = _immediate(datagram, form) if form.imm else 0
+        return Completion(
+            *(begun.slot, imm, psn, begun.next_byte, t_rx_ps, begun.busy, kind, begun.header),
+            arrival,
         )
+
+    def _store(self, place: _Place, form: Form, psn: int, payload: memoryview) -> _Begun:
+        """Write the payload unless the slot is owned; how far the message has come by it."""
+        before = place.begun
+        busy = bool(self._slots.owned[place.slot]) if before is None else before.busy
+        header = bytes(payload[:HEADER_BYTES]) if before is None else before.header
+        self.counts["rx_busy" if busy else "rx_ok"] += 1
+        if not busy:
+            self._slots.store(place.slot, place.offset, payload)
+        end, next_psn = place.offset + len(payload), (psn + 1) & PSN_MASK
+        begun = _Begun(form.send, place.slot, end, next_psn, place.whole_bytes, busy, header)
+        plain_write = form.first and not form.send and not form.imm  # others may follow it
+        self._begun = begun if plain_write or not form.last else None
+        return begun
+
+    def _place(self, datagram: memoryview, form: Form, psn: int, length: int) -> _Place | str:
+        """Where the payload goes, or why it must not."""
+        if not form.first:
+            place = self._continued(form, psn, length)
+        elif form.send:
+            place = self._next_send(length)
+        else:
+            place = self._written(datagram, form, psn, length)
+        if form.imm and not form.send and not isinstance(place, str):
+            wrong = _immediate(datagram, form) != slot_imm(psn, place.slot)
+            return "drop_imm" if wrong else place
+        return place
+
+    def _next_send(self, length: int) -> _Place | str:
+        slots = self._slots
+        fits = slots.n_slots and length <= slots.stride
+        return _Place(slots.next_send, 0, slots.stride, None) if fits else "drop_bounds"
+
+    def _written(self, datagram: memoryview, form: Form, psn: int, length: int) -> _Place | str:
+        va, rkey, announced = struct.unpack_from("!QII", datagram, BTH_BYTES)
+        if announced != length if form.last else announced < length:
+            return "drop_length"
+        if rkey != self._slots.rkey:
+            return "drop_rkey"
+        found = self._slots.locate(va, announced)
+        if found is None:
+            return "drop_bounds"
+        slot, offset = found
+        if offset == 0:
+            return _Place(slot, 0, None if form.last else announced, None)
+        begun = self._begun
+        goes_on = (
+            form.last
+            and begun is not None
+            and begun.whole_bytes is None
+            and (slot, offset, psn) == (begun.slot, begun.next_byte, begun.next_psn)
+        )
+        return _Place(slot, offset, None, begun) if goes_on else "drop_bounds"
+
+    def _continued(self, form: Form, psn: int, length: int) -> _Place | str:
+        begun = self._begun
+        if begun is None or (begun.send, begun.next_psn) != (form.send, psn):
+            return "drop_bounds"
+        whole = begun.whole_bytes
+        if whole is None:
+            return "drop_bounds"
+        end = begun.next_byte + length
+        if end != whole if form.last and not form.send else end > whole:
+            self._begun = None
+            return "drop_bounds" if form.send else "drop_length"
+        return _Place(begun.slot, begun.next_byte, whole, begun)
+
+
+def _immediate(datagram: memoryview, form: Form) -> int:
+    return int.from_bytes(datagram[form.payload_at - IMM_BYTES : form.payload_at], "big")

@@ -20,6 +20,7 @@ from typing import Final, TypeAlias
 from hil.errors import LinkError
 from hil.link.endpoint import Buffer, Completion, PeerAddress, Transport
 from hil.link.packets import PacketEndpoint
+from hil.link.rc_requester import RcAttributes
 from hil.timebase import monotonic_ps
 from hil.wire.roce import PSN_MASK, ROCE_PORT
 
@@ -46,6 +47,7 @@ class SoftRoceEndpoint(PacketEndpoint):
         psn_start: PSN that this end expects first.
         mtu_bytes: MTU of the network.
         transport: unreliable or reliable connection.
+        attributes: limits and times of RC; None: the usual ones.
         tap: is shown every datagram to and from the peer; must not block.
 
     Raises:
@@ -62,12 +64,13 @@ class SoftRoceEndpoint(PacketEndpoint):
         psn_start: int = 0,
         mtu_bytes: int = 1500,
         transport: Transport = "uc",
+        attributes: RcAttributes | None = None,
         tap: Tap | None = None,
     ) -> None:
         require_loopback(host)
         qp = 1 + secrets.randbelow(PSN_MASK) if qp is None else qp
         rkey = secrets.randbits(32) if rkey is None else rkey
-        super().__init__(host, port, qp, rkey, psn_start, mtu_bytes, transport)
+        super().__init__(host, port, qp, rkey, psn_start, mtu_bytes, transport, attributes)
         self._socket = _bound(host, port)
         self._buffer = bytearray(0x10000)
         self._view = memoryview(self._buffer)
@@ -127,7 +130,7 @@ class SoftRoceEndpoint(PacketEndpoint):
                 raise LinkError("endpoint is closed", where=self._name(), got=str(error)) from error
             t_rx_ps = monotonic_ps()
             if sender != end:
-                self._receiver.drop("drop_peer")
+                self._drop("drop_peer")
                 continue
             if self._tap is not None:
                 self._tap(False, t_rx_ps, view[:length])  # noqa: FBT003 - received

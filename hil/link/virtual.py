@@ -8,6 +8,7 @@ from typing import Final
 from hil.errors import LinkError
 from hil.link.endpoint import Completion, PeerAddress, Transport
 from hil.link.packets import PacketEndpoint
+from hil.link.rc_requester import RcAttributes
 from hil.timebase import monotonic_ps
 from hil.wire.roce import ROCE_PORT
 
@@ -28,8 +29,9 @@ class VirtualEndpoint(PacketEndpoint):
         psn_start: int,
         mtu_bytes: int,
         transport: Transport = "uc",
+        attributes: RcAttributes | None = None,
     ) -> None:
-        super().__init__(host, port, qp, rkey, psn_start, mtu_bytes, transport)
+        super().__init__(host, port, qp, rkey, psn_start, mtu_bytes, transport, attributes)
         self._inbox: deque[bytearray] = deque()
         self._other: VirtualEndpoint | None = None
         self._lost_here = 0
@@ -93,6 +95,7 @@ def virtual_pair(
     psn_starts: tuple[int, int] = (0, 0),
     mtu_bytes: int = 1500,
     transport: Transport = "uc",
+    attributes: RcAttributes | None = None,
 ) -> tuple[VirtualEndpoint, VirtualEndpoint]:
     """Two joined endpoints; each still needs :meth:`register` and :meth:`connect`."""
     first, second = (
@@ -104,6 +107,7 @@ def virtual_pair(
             psn_start=psn_starts[i],
             mtu_bytes=mtu_bytes,
             transport=transport,
+            attributes=attributes,
         )
         for i in (0, 1)
     )

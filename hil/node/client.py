@@ -112,6 +112,8 @@ class RackClient:
             port=config.udp_port,
             psn_start=config.psn_start_down,
             mtu_bytes=config.mtu_bytes,
+            transport=config.transport,
+            attributes=config.rc_attributes,
             tap=tap,
         )
         self._stack.callback(self._endpoint.close)
@@ -197,7 +199,8 @@ class RackClient:
             spin: do not sleep in the last 150 us before a send instant (wants a core).
 
         Raises:
-            NodeLostError: the node died; ``partial`` carries what is known.
+            NodeLostError: the node died, or the connection to it (RC); ``partial`` carries what
+                is known.
             UsageError: a plan does not fit.
             LinkError: the network refused a frame.
         """
@@ -215,7 +218,7 @@ class RackClient:
                 housekeeping_ps = now_ps + _HOUSEKEEPING_PS
                 self._ledger.declare_overdue(now_ps)
                 if not self._node.is_alive():
-                    raise self._lost()
+                    raise self._lost("the decoder node died", self._node.epitaph())
             yield from self._finished(now_ps)
 
     def predecode(self, detectors: U8) -> tuple[Status, Correction | None]:
@@ -275,14 +278,20 @@ class RackClient:
     def _wait(self, until_ps: int | None, *, spin: bool) -> None:
         """Sleep until a reply, the node's end, or the instant ``until_ps`` (exact if spinning)."""
         exact = spin or bool(self._held)
-        wait_ps = _HOUSEKEEPING_PS if until_ps is None else until_ps - monotonic_ps()
+        now_ps = monotonic_ps()
+        wait_ps = _HOUSEKEEPING_PS if until_ps is None else until_ps - now_ps
         if exact:
             wait_ps -= POLL_PS
+        timer_ps = self._endpoint.next_timer_ps()
+        if timer_ps is not None:
+            wait_ps = min(wait_ps, timer_ps - now_ps)
         wait_s = min(max(0, wait_ps), _HOUSEKEEPING_PS) / PS_PER_S
         listen: list[Any] = [self._endpoint.fileno(), self._node]
         readable, _, _ = select.select(listen, (), (), wait_s)
         if self._node in readable:
-            raise self._lost()
+            raise self._lost("the decoder node died", self._node.epitaph())
+        if self._endpoint.error:
+            raise self._lost("the connection to the decoder node is dead", self._endpoint.error)
         if exact and until_ps is not None:
             self._spin_until(until_ps)
 
@@ -359,7 +368,7 @@ class RackClient:
                 return
             yield self._ledger.close(batches[0], self._stamps)
 
-    def _lost(self) -> NodeLostError:
+    def _lost(self, what: str, why: str) -> NodeLostError:
         """The error that tells of the node's end, with everything that came before it."""
         self._take_replies()
         parts = [
@@ -367,8 +376,8 @@ class RackClient:
             for batch in list(self._ledger.batches)
         ]
         return NodeLostError(
-            "the decoder node died",
+            what,
             where=f"node pid {self._node.pid}",
-            got=self._node.epitaph(),
+            got=why,
             partial=concatenate(parts) if parts else None,
         )

@@ -20,12 +20,16 @@ from gpu_decoder.ising.config import PredecoderConfig
 from gpu_decoder.policy import RECOVERABLE
 from gpu_decoder.protocol import Reason
 from hil.errors import UsageError
+from hil.link.endpoint import Transport
 from hil.link.fault_plan import LinkPlan
+from hil.link.rc_requester import RcAttributes
 from hil.timebase import PS_PER_MS, PS_PER_S
+from hil.wire.segments import path_mtu
 
 HOPS: Final = ("uplink", "deliver", "queue", "decode", "reply", "downlink")
 """Hops whose delay can be injected in a live run, in the order of a shot's life."""
 
+_ACK_TIMEOUT: Final = 17
 NonNegative = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Psn = Annotated[int, Field(ge=0, lt=1 << 24)]
@@ -130,6 +134,8 @@ class NodeConfig(_Model):
         delays: injected delays and stalls.
         breakages: shots whose primary decode is broken; the first that names a shot counts.
         mtu_bytes: path MTU of both directions.
+        transport: connection of both directions, unreliable or reliable. On ``rc`` a full ring is
+            never answered BUSY: the rack's frames wait for a slot (RNR).
     """
 
     rack_address: str
@@ -166,6 +172,7 @@ class NodeConfig(_Model):
     delays: Delays = Delays()
     breakages: tuple[Breakage, ...] = ()
     mtu_bytes: Annotated[int, Field(ge=256, le=4096)] = 1500
+    transport: Transport = "uc"
 
     @classmethod
     def create(cls, **fields: object) -> NodeConfig:
@@ -256,6 +263,15 @@ class NodeConfig(_Model):
     def detector_index(self) -> tuple[NDArray[np.int64], ...]:
         """Per block the detector index of each bit, int64 [bits]."""
         return tuple(np.asarray(block, dtype=np.int64) for block in self.block_detectors)
+
+    @property
+    def rc_attributes(self) -> RcAttributes:
+        """Limits and times of both ends on RC.
+
+        The ack timeout is 0.54 s, so that error comes after 4.3 s: a rack that is busy elsewhere
+        between two plans must not be taken for dead.
+        """
+        return RcAttributes(path_mtu=path_mtu(self.mtu_bytes), timeout=_ACK_TIMEOUT)
 
     def broken(self, shot: int) -> Reason:
         """How the primary decode of ``shot`` is to break; ``NONE`` for almost all."""

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any, Final, TextIO
 
-from hil.errors import HilError, NodeError
+from hil.errors import HilError, LinkError, NodeError
 from hil.link.endpoint import Completion, Endpoint, PeerAddress
 from hil.link.faults import Faulty
 from hil.link.message_numbers import AnswerNumbers
@@ -85,6 +85,8 @@ class Server:
                 port=config.udp_port,
                 psn_start=config.psn_start_up,
                 mtu_bytes=config.mtu_bytes,
+                transport=config.transport,
+                attributes=config.rc_attributes,
             )
             self._stack.callback(self._endpoint.close)
             if launch.answer_faults is not None:
@@ -142,7 +144,7 @@ class Server:
 
         Raises:
             NodeError: a decode worker died.
-            LinkError: the network refused a reply.
+            LinkError: the network refused a reply, or the connection is in error (RC).
         """
         said = b""
         workers = list(self._workers)
@@ -161,6 +163,8 @@ class Server:
                     break
                 self._take_frame(completions[0])
             self._do(self._session.tick(monotonic_ps()))
+            if self._endpoint.error:
+                raise LinkError("connection to the rack is in error", got=self._endpoint.error)
             if control in readable:
                 more = os.read(control, 4096)
                 said += more
@@ -184,9 +188,8 @@ class Server:
     def _pause_s(self) -> float:
         """How long to wait for descriptors; an instant that is very near is waited for here."""
         timers = [self._hold[0][0]] if self._hold else []
-        session_ps = self._session.next_timer_ps()
-        if session_ps is not None:
-            timers.append(session_ps)
+        wanted = (self._session.next_timer_ps(), self._endpoint.next_timer_ps())
+        timers += [timer_ps for timer_ps in wanted if timer_ps is not None]
         if not timers:
             return 0.0 if self._config.spin else _IDLE_S
         due_ps = min(timers)

@@ -147,6 +147,7 @@ def node_config(
             if isinstance(fault, BreakFault)
         ),
         mtu_bytes=system.links.up.mtu_bytes,
+        transport=system.links.transport,
     )
 
 

@@ -35,13 +35,24 @@ MAX_QP: Final = 0xFFFFFF
 MIN_DATAGRAM_BYTES: Final = BTH_BYTES + ICRC_BYTES
 
 ACK_NO_CREDIT_LIMIT: Final = 0x1F
+"""Syndromes of an AETH: acknowledged; RNR_NAK + timer code; the four kinds of NAK."""
+
+RNR_NAK: Final = 0x20
 NAK_SEQUENCE: Final = 0x60
+NAK_REQUEST: Final = 0x61
+NAK_ACCESS: Final = 0x62
+NAK_OPERATION: Final = 0x63
 
 
 class Opcode(IntEnum):
-    """BTH opcodes that are parsed; UC = RC + 0x20. Only the UC *ONLY* ones are built."""
+    """BTH opcodes that are parsed; UC = RC + 0x20. Of the UC ones only *ONLY* are built."""
 
+    RC_SEND_FIRST = 0x00
+    RC_SEND_MIDDLE = 0x01
+    RC_SEND_LAST = 0x02
+    RC_SEND_LAST_IMM = 0x03
     RC_SEND_ONLY = 0x04
+    RC_SEND_ONLY_IMM = 0x05
     RC_WRITE_FIRST = 0x06
     RC_WRITE_MIDDLE = 0x07
     RC_WRITE_LAST = 0x08
@@ -49,7 +60,12 @@ class Opcode(IntEnum):
     RC_WRITE_ONLY = 0x0A
     RC_WRITE_ONLY_IMM = 0x0B
     RC_ACKNOWLEDGE = 0x11
+    UC_SEND_FIRST = 0x20
+    UC_SEND_MIDDLE = 0x21
+    UC_SEND_LAST = 0x22
+    UC_SEND_LAST_IMM = 0x23
     UC_SEND_ONLY = 0x24
+    UC_SEND_ONLY_IMM = 0x25
     UC_WRITE_FIRST = 0x26
     UC_WRITE_MIDDLE = 0x27
     UC_WRITE_LAST = 0x28
@@ -60,7 +76,7 @@ class Opcode(IntEnum):
 
 _LOW = {int(op): op & 0x1F for op in Opcode}
 WITH_RETH: Final = frozenset(op for op, low in _LOW.items() if low in {0x06, 0x0A, 0x0B})
-WITH_IMM: Final = frozenset(op for op, low in _LOW.items() if low in {0x09, 0x0B})
+WITH_IMM: Final = frozenset(op for op, low in _LOW.items() if low in {0x03, 0x05, 0x09, 0x0B})
 WITH_AETH: Final = frozenset({int(Opcode.RC_ACKNOWLEDGE)})
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from hil.errors import LinkError
-from hil.link.endpoint import Completion, Endpoint, PeerAddress
+from hil.link.endpoint import Completion, Endpoint, PeerAddress, Transport
 from hil.link.faults import FaultPlan, Faulty
 from hil.link.packets import COUNTERS
 from hil.link.sequence import Arrival
@@ -35,27 +35,30 @@ def loopback(last: int) -> str:
     return f"127.{11 + (number >> 16) % 200}.{number >> 8 & 255}.{number & 255}"
 
 
-def soft_pair() -> tuple[Endpoint, Endpoint]:
-    first = SoftRoceEndpoint(loopback(0), qp=0x41, rkey=0x1F01)
-    second = SoftRoceEndpoint(loopback(1), qp=0x42, rkey=0x1F02, psn_start=PSN_START)
+def soft_pair(transport: Transport = "uc") -> tuple[Endpoint, Endpoint]:
+    first = SoftRoceEndpoint(loopback(0), qp=0x41, rkey=0x1F01, transport=transport)
+    second = SoftRoceEndpoint(
+        loopback(1), qp=0x42, rkey=0x1F02, psn_start=PSN_START, transport=transport
+    )
     return first, second
 
 
-def memory_pair() -> tuple[Endpoint, Endpoint]:
-    return virtual_pair(psn_starts=(0, PSN_START))
+def memory_pair(transport: Transport = "uc") -> tuple[Endpoint, Endpoint]:
+    return virtual_pair(psn_starts=(0, PSN_START), transport=transport)
 
 
-def faulty_pair() -> tuple[Endpoint, Endpoint]:
-    first, second = memory_pair()
+def faulty_pair(transport: Transport = "uc") -> tuple[Endpoint, Endpoint]:
+    first, second = memory_pair(transport)
     return Faulty(first, FaultPlan()), Faulty(second, FaultPlan())
 
 
-PAIRS: dict[str, Callable[[], tuple[Endpoint, Endpoint]]] = {
+PAIRS: dict[str, Callable[[Transport], tuple[Endpoint, Endpoint]]] = {
     "virtual": memory_pair,
     "soft_roce": soft_pair,
     "faulty": faulty_pair,
 }
-"""Factories of (rack, node): the whole file runs over each."""
+"""Factories of (rack, node), memory and peer still missing: all tests run over each, those of a
+``pair`` on both transports, those of a ``uc_pair`` or ``rc_pair`` on that one."""
 
 
 @dataclass
@@ -86,9 +89,8 @@ class Pair:
         return endpoint.counters()
 
 
-@pytest.fixture(params=PAIRS)
-def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    rack, node = PAIRS[request.param]()
+def joined(name: str, transport: Transport) -> Iterator[Pair]:
+    rack, node = PAIRS[name](transport)
     memory, answers = node.register(SLOTS, STRIDE), rack.register(4, 100)
     rack.connect(node.address())
     node.connect(PeerAddress(**asdict(rack.address())))
@@ -96,6 +98,24 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     rack.close()
     node.close()
     node.close()
+
+
+BOTH: tuple[Transport, ...] = ("uc", "rc")
+
+
+@pytest.fixture(params=[(name, transport) for name in PAIRS for transport in BOTH], ids="-".join)
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    yield from joined(*request.param)
+
+
+@pytest.fixture(params=PAIRS)
+def uc_pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    yield from joined(request.param, "uc")
+
+
+@pytest.fixture(params=PAIRS)
+def rc_pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    yield from joined(request.param, "rc")
 
 
 def test_both_ends_are_endpoints_and_count_all_names(pair: Pair) -> None:
@@ -157,33 +177,33 @@ def test_sends_fill_slots_in_turn_and_carry_no_immediate(pair: Pair) -> None:
         pair.rack.release(done.slot)
 
 
-def test_an_owned_slot_is_never_written_and_says_busy(pair: Pair) -> None:
-    pair.rack.post_write_imm(b"first...", 3)
-    pair.rack.post_write_imm(b"second, which is longer than 24 bytes", 3)
-    pair.rack.post_write(b"third...", 3)
-    first, second = pair.drain(pair.node, 2)
+def test_an_owned_slot_is_never_written_and_says_busy(uc_pair: Pair) -> None:
+    uc_pair.rack.post_write_imm(b"first...", 3)
+    uc_pair.rack.post_write_imm(b"second, which is longer than 24 bytes", 3)
+    uc_pair.rack.post_write(b"third...", 3)
+    first, second = uc_pair.drain(uc_pair.node, 2)
     assert (first.busy, second.busy) == (False, True)
     assert second.header == b"second, which is longer "
-    counters = pair.settled(pair.node, "rx_busy", 2)
-    assert bytes(pair.memory[3 * STRIDE :][:8]) == b"first..."
+    counters = uc_pair.settled(uc_pair.node, "rx_busy", 2)
+    assert bytes(uc_pair.memory[3 * STRIDE :][:8]) == b"first..."
     assert (counters["rx_ok"], counters["psn_gap"]) == (1, 0)
-    pair.node.release(3)
-    pair.rack.post_write_imm(b"fourth..", 3)
-    assert not pair.drain(pair.node, 1)[0].busy
-    assert bytes(pair.memory[3 * STRIDE :][:8]) == b"fourth.."
+    uc_pair.node.release(3)
+    uc_pair.rack.post_write_imm(b"fourth..", 3)
+    assert not uc_pair.drain(uc_pair.node, 1)[0].busy
+    assert bytes(uc_pair.memory[3 * STRIDE :][:8]) == b"fourth.."
 
 
-def test_a_send_that_finds_its_slot_owned_says_busy_and_keeps_its_turn(pair: Pair) -> None:
+def test_a_send_that_finds_its_slot_owned_says_busy_and_keeps_its_turn(uc_pair: Pair) -> None:
     for i in range(6):
-        pair.node.post_send(bytes([i]) * 4)
-    done = pair.drain(pair.rack, 6)
+        uc_pair.node.post_send(bytes([i]) * 4)
+    done = uc_pair.drain(uc_pair.rack, 6)
     assert [(d.slot, d.busy) for d in done] == [
         *((0, False), (1, False), (2, False), (3, False), (0, True), (0, True)),
     ]
-    pair.rack.release(0)
-    pair.node.post_send(b"\x09" * 4)
-    assert [(d.slot, d.busy) for d in pair.drain(pair.rack, 1)] == [(0, False)]
-    assert bytes(pair.answers[:4]) == b"\x09" * 4
+    uc_pair.rack.release(0)
+    uc_pair.node.post_send(b"\x09" * 4)
+    assert [(d.slot, d.busy) for d in uc_pair.drain(uc_pair.rack, 1)] == [(0, False)]
+    assert bytes(uc_pair.answers[:4]) == b"\x09" * 4
 
 
 def test_slots_are_released_once_and_only_when_owned(pair: Pair) -> None:
@@ -265,8 +285,9 @@ def test_psn_wraps_without_an_alarm_on_both_ways_of_posting(pair: Pair) -> None:
         psns += [done.psn for done in pair.drain(pair.node, 1)]
         pair.node.release(0)
     assert psns == [(PSN_START + i) % 2**24 for i in range(8)]
-    assert [int.from_bytes(datagram[8:12], "big") for datagram in sent] == psns
-    assert {k: v for k, v in pair.node.counters().items() if v} == {"rx_ok": 8}
+    assert [int.from_bytes(datagram[9:12], "big") for datagram in sent] == psns
+    answers = {"tx_ack": 8} if pair.node.transport == "rc" else {}
+    assert {k: v for k, v in pair.node.counters().items() if v} == {"rx_ok": 8} | answers
 
 
 def test_what_does_not_fit_the_peer_is_refused_before_it_is_sent(pair: Pair) -> None:
@@ -326,7 +347,9 @@ def spoiled(psn: int, at: int, form: str, value: int) -> bytes:
 BASE = NODE.base_va
 FOREIGN: list[tuple[str, str, Callable[[int], bytes]]] = [
     ("drop_opcode", "RC write", lambda p: changed(p, opcode=Opcode.RC_WRITE_ONLY_IMM)),
-    ("drop_opcode", "UC first", lambda p: changed(p, opcode=Opcode.UC_WRITE_FIRST)),
+    ("drop_length", "UC first, shorter than it is", lambda p: changed(p, opcode=0x26)),
+    ("drop_bounds", "UC middle of nothing", lambda p: changed(p, opcode=0x27)),
+    ("drop_bounds", "UC last of nothing", lambda p: changed(p, opcode=0x29)),
     ("drop_opcode", "unknown", lambda p: changed(p, opcode=0xFF)),
     ("drop_opcode", "version", lambda p: changed(p, version=1)),
     ("drop_pkey", "partition", lambda p: changed(p, pkey=0x7FFF)),
@@ -365,26 +388,26 @@ FOREIGN: list[tuple[str, str, Callable[[int], bytes]]] = [
     ("cause", "what", "make"), FOREIGN, ids=[f"{c}: {w}" for c, w, _ in FOREIGN]
 )
 def test_a_foreign_datagram_is_counted_by_cause_and_dropped(
-    pair: Pair, cause: str, what: str, make: Callable[[int], bytes]
+    uc_pair: Pair, cause: str, what: str, make: Callable[[int], bytes]
 ) -> None:
     datagram = bytearray(make(PSN_START) + bytes(4))
-    pair.rack.seal(datagram)
-    pair.rack.transmit(bytes(datagram))
-    counters = pair.settled(pair.node, cause, 1)
+    uc_pair.rack.seal(datagram)
+    uc_pair.rack.transmit(bytes(datagram))
+    counters = uc_pair.settled(uc_pair.node, cause, 1)
     assert {k: v for k, v in counters.items() if v} == {cause: 1}, what
-    assert not any(pair.memory)
-    assert pair.node.poll(16) == []
+    assert not any(uc_pair.memory)
+    assert uc_pair.node.poll(16) == []
 
 
-def test_the_same_datagram_unchanged_is_taken(pair: Pair) -> None:
+def test_the_same_datagram_unchanged_is_taken(uc_pair: Pair) -> None:
     """The control of the test above: nothing but the change makes the drop."""
     for psn, migreq in ((PSN_START, 0), (PSN_START + 1, 1)):
         datagram = bytearray(changed(psn, migreq=migreq) + bytes(4))
-        pair.rack.seal(datagram)
-        pair.rack.transmit(bytes(datagram))
-        (done,) = pair.drain(pair.node, 1)
+        uc_pair.rack.seal(datagram)
+        uc_pair.rack.transmit(bytes(datagram))
+        (done,) = uc_pair.drain(uc_pair.node, 1)
         assert (done.slot, done.busy) == (1, False)
-        pair.node.release(1)
+        uc_pair.node.release(1)
 
 
 def test_every_flipped_bit_under_the_icrc_is_dropped_for_that_cause(pair: Pair) -> None:
@@ -407,20 +430,20 @@ def test_datagrams_too_short_for_any_packet_are_dropped(pair: Pair) -> None:
     assert pair.settled(pair.node, "drop_length", 16)["drop_length"] == 16
 
 
-def test_a_lost_a_late_and_a_repeated_frame_are_told_apart(pair: Pair) -> None:
+def test_a_lost_a_late_and_a_repeated_frame_are_told_apart(uc_pair: Pair) -> None:
     sent: list[bytes] = []
 
     def keep(datagram: bytes) -> list[bytes]:
         sent.append(datagram)
         return []
 
-    inner = getattr(pair.rack, "inner", pair.rack)
+    inner = getattr(uc_pair.rack, "inner", uc_pair.rack)
     inner.intercept(keep)
     for slot in range(6):
-        pair.rack.post_write_imm(bytes([slot]) * 4, slot)
+        uc_pair.rack.post_write_imm(bytes([slot]) * 4, slot)
     for i in (0, 2, 1, 1, 5, 5):
-        pair.rack.transmit(sent[i])
-    done = pair.drain(pair.node, 6)
+        uc_pair.rack.transmit(sent[i])
+    done = uc_pair.drain(uc_pair.node, 6)
     assert [(d.slot, d.arrival, d.busy) for d in done] == [
         (0, Arrival.IN_ORDER, False),
         (2, Arrival.GAP, False),
@@ -429,7 +452,7 @@ def test_a_lost_a_late_and_a_repeated_frame_are_told_apart(pair: Pair) -> None:
         (5, Arrival.GAP, False),
         (5, Arrival.DUPLICATE, True),
     ]
-    got = pair.node.counters()
+    got = uc_pair.node.counters()
     names = ("psn_gap", "psn_lost", "psn_dup", "psn_reorder", "psn_stale", "rx_busy")
     assert [got[name] for name in names] == [2, 2, 2, 1, 0, 2]
 
