@@ -257,6 +257,7 @@ class Faulty:
         self._behind: list[tuple[int, bytes]] = []  # (number of the frame to wait for, datagram)
         self._port: deque[tuple[int, bytes]] = deque()  # (when it may leave, datagram)
         self._pauses = 0
+        self._paused = False
         self._withhold_ps = withhold_ps
         self._kept: deque[tuple[int, int]] = deque()  # (when it is given back, slot)
         inner.intercept(self._suffer)
@@ -272,6 +273,7 @@ class Faulty:
         if kind is not FrameFault.NONE:
             self.injected[kind] += 1
         if kind is FrameFault.HOLD:
+            self._pauses += not self._paused
             self._hold(datagram, amount)
         elif kind is FrameFault.REORDER:
             self._behind.append((frame + amount, datagram))
@@ -279,6 +281,7 @@ class Faulty:
             yield from self._leave((self._spoiled(datagram, kind, amount),))
             if kind is FrameFault.DUPLICATE:
                 self._behind.append((frame + amount, datagram))
+        self._paused = kind is FrameFault.HOLD
         yield from self._leave(self._overtaken(frame))
 
     def _spoiled(self, datagram: bytes, kind: FrameFault, amount: int) -> bytes:
@@ -310,7 +313,6 @@ class Faulty:
     # -- the port: what a pause holds back, and all behind it --------------------------------------
 
     def _hold(self, datagram: bytes, amount_ps: int) -> None:
-        self._pauses += not self._port
         last_ps = self._port[-1][0] if self._port else 0
         self._port.append((max(last_ps, monotonic_ps() + amount_ps), datagram))
 
@@ -351,7 +353,7 @@ class Faulty:
     def counters(self) -> dict[str, int]:
         """The endpoint's counters, and ``pauses``: how often the port was stopped.
 
-        Network cards count that too (pause frames received, and for how long).
+        One pause is a run of frames that it holds. Network cards count pauses too.
         """
         return {**self.inner.counters(), "pauses": self._pauses}
 

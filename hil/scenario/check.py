@@ -140,7 +140,7 @@ def check_parts(parts: Parts, document: Document) -> Iterator[Problem]:
             yield from _check_length(parts.qpu, parts.run, document)
         yield from _check_faults(parts.faults, parts.run, document)
         yield from check_link_faults(
-            parts.faults, parts.qpu, parts.links, parts.run.shots, document
+            parts.faults, parts.qpu, parts.links, parts.bind, parts.run.shots, document
         )
         yield from _check_breaks(parts.faults, parts.decoder, document)
         yield from check_expectations(parts.expect, parts.run, document)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from hil.scenario.faults import LINK_FAULTS, Fault, LinkFault, may_fire, transport_of
+from hil.scenario.bind import BindSpec
+from hil.scenario.faults import (
+    ENDS_RC,
+    LINK_FAULTS,
+    REPAIRED_BY_RC,
+    Fault,
+    LinkFault,
+    may_fire,
+)
 from hil.scenario.problems import Problem, did_you_mean
 from hil.scenario.qpu import QpuSpec
 from hil.scenario.system import LinksSpec
@@ -16,15 +24,17 @@ def check_link_faults(
     faults: Mapping[str, Fault],
     qpu: QpuSpec | None,
     links: LinksSpec | None,
+    bind: BindSpec | None,
     shots: int,
     document: Document,
 ) -> Iterator[Problem]:
-    """E405 and E505 of faults on ``links.up`` and ``links.down``.
+    """E405, E505 and E513 of faults on ``links.up`` and ``links.down``.
 
     Args:
         faults: all faults by id.
         qpu: the device, for the instants at which frames are due.
-        links: the links, for transport and envelope.
+        links: the links, for their transport.
+        bind: the profiles, for the one in use.
         shots: shots of the run.
         document: where the problems are.
     """
@@ -35,6 +45,8 @@ def check_link_faults(
             yield from _window(name, fault, qpu, shots, document)
         if links is not None:
             yield from _visible(name, fault, links, document)
+            if bind is not None:
+                yield from _modelled(name, fault, links, bind, document)
 
 
 def _window(
@@ -76,15 +88,39 @@ def _next_due_ps(begin_ps: int, fault: LinkFault, qpu: QpuSpec) -> int:
 def _visible(
     name: str, fault: LinkFault, links: LinksSpec, document: Document
 ) -> Iterator[Problem]:
-    link = links.up if fault.target == "links.up" else links.down
-    transport = transport_of(link.profile)
-    able = may_fire(fault.kind, transport)
-    if fault.caught_by is not None and fault.caught_by not in able:
+    able = may_fire(fault.kind, links.transport)
+    if links.transport == "rc" and fault.kind in ENDS_RC:
+        yield document.problem(
+            "E405",
+            ("faults", name, "kind"),
+            f"{fault.kind} ends a reliable connection at the first frame",
+            got=f"{fault.kind} on {links.up.profile}",
+            allowed="a link of profile rocev2-uc-*",
+            fix="use UC, or another kind",
+        )
+    elif fault.caught_by is not None and fault.caught_by not in able:
         yield document.problem(
             "E405",
             ("faults", name, "caught_by"),
-            f"this detector does not see {fault.kind} on a {transport.upper()} link",
+            f"this detector does not see {fault.kind} on a {links.transport.upper()} link",
             got=fault.caught_by,
             allowed=", ".join(able),
             fix=did_you_mean(fault.caught_by, able) or f"write caught_by: {able[0]}",
         )
+
+
+def _modelled(
+    name: str, fault: LinkFault, links: LinksSpec, bind: BindSpec, document: Document
+) -> Iterator[Problem]:
+    """What a reliable connection repairs costs time that only a live run can show."""
+    used = bind.profiles.get(bind.use)
+    if used is None or used.live or links.transport != "rc" or fault.kind not in REPAIRED_BY_RC:
+        return
+    yield document.problem(
+        "E513",
+        ("faults", name, "kind"),
+        "a virtual run does not model how a reliable connection repairs this",
+        got=f"{fault.kind}, profile {bind.use} with network {used.network.backend}",
+        allowed="bit_flip, pause, or a live network",
+        fix="choose a live profile, or links of profile rocev2-uc-*",
+    )

@@ -317,11 +317,6 @@ _RESENT: Final[dict[Detector, str]] = {
 }
 
 
-def transport_of(profile: str) -> Transport:
-    """Transport of a link by its profile."""
-    return "rc" if "-rc-" in profile else "uc"
-
-
 def named_detector(kind: str, transport: Transport) -> Detector:
     """The detector that sees every fault of this kind.
 
@@ -338,6 +333,13 @@ def side_effects(kind: str, transport: Transport) -> dict[Detector, str]:
     gaps = _GAPS if kind == "bit_flip" else {}
     named = named_detector(kind, transport)
     return {name: why for name, why in {**gaps, **_RESENT}.items() if name != named}
+
+
+ENDS_RC: Final = ("truncate",)
+"""Kinds that a reliable connection answers with its own end (a length NAK is final)."""
+
+REPAIRED_BY_RC: Final = ("loss", "duplicate", "reorder", "icrc", "wrong_qp")
+"""Kinds that a reliable connection repairs, in a time that no virtual run knows."""
 
 
 def may_fire(kind: str, transport: Transport) -> tuple[Detector, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, get_args
 
-from hil.scenario.faults import Detector, LinkFault, Transport, side_effects, transport_of
+from hil.scenario.faults import Detector, LinkFault, side_effects
 from hil.scenario.faults import named_detector as named
 from hil.scenario.model import Scenario
 from hil.verdict.judge import Judgement, Verdict
@@ -83,7 +83,7 @@ class Alarms:
 
     def noticed(self, fault: LinkFault, scenario: Scenario) -> str:
         """The detector that is asked for, or the named one, if it fired; else empty."""
-        asked: Detector = fault.caught_by or named(fault.kind, _transport(scenario, fault))
+        asked: Detector = fault.caught_by or named(fault.kind, scenario.system.links.transport)
         return asked if self.events[asked] else ""
 
     def roles(self, scenario: Scenario) -> dict[Detector, str]:
@@ -126,18 +126,13 @@ def _role(name: Detector, scenario: Scenario) -> str:
     if asked:
         return f"must fire for {', '.join(asked)}"
     for fault_id, fault in faults.items():
-        transport = _transport(scenario, fault)
+        transport = scenario.system.links.transport
         if named(fault.kind, transport) == name:
             return f"may fire for {fault_id}"
         why = side_effects(fault.kind, transport).get(name)
         if why:
             return f"may fire for {fault_id}: {why}"
     return _MUST_NOT
-
-
-def _transport(scenario: Scenario, fault: LinkFault) -> Transport:
-    links = scenario.system.links
-    return transport_of(links.up.profile if fault.target == "links.up" else links.down.profile)
 
 
 def _caught(fault_id: str, detector: str, events: int, n_shots: int) -> Judgement:
