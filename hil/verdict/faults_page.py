@@ -28,8 +28,8 @@ class _Injected(NamedTuple):
 _INJECTED: Final = {
     "loss": _Injected(
         "F01, F08 (RC), F13 (flap)",
-        "frames never leave; `p`, or bursts of mean length `burst.frames` (Gilbert-Elliott); a link "
-        "flap is `p: 1.0` with `for`",
+        "frames never leave; `p`, or bursts of mean length `burst.frames` (Gilbert-Elliott); a "
+        "link flap is `p: 1.0` with `for`",
         "logical error rate; UC sends no NAK",
     ),
     "duplicate": _Injected("F02", "a second copy, `after` frames later", "count of received bits"),
