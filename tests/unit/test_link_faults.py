@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from link_fault_cases import CASES, SIZES, faulty, loaded, parsed_once
+from link_fault_cases import CASES, SCENARIO, SIZES, faulty, loaded, parsed_once
 
 from hil.errors import ScenarioError
 from hil.link.arrivals import ArrivalAudit
@@ -22,6 +22,7 @@ from hil.scenario.model import Scenario
 from hil.seeds import generator
 from hil.verdict import detectors
 from hil.verdict.detectors import NAMES, alarms_of, judge_faults
+from hil.verdict.faults_page import page_with_tables
 from hil.verdict.judge import Verdict
 
 __all__ = ["parsed_once"]
@@ -69,6 +70,11 @@ def test_a_detector_that_fires_without_its_fault_is_a_fail(name: detectors.Detec
     assert (line.id, line.verdict) == ("no-other-alarm", Verdict.FAIL)
     assert name in line.reason
     assert all(v.verdict is Verdict.PASS for v in judge_faults(scenario, alarms_of({}, 7), 1000))
+
+
+def test_the_tables_of_the_page_are_fresh() -> None:
+    page = (SCENARIO.parents[1] / "docs" / "faults.md").read_text()
+    assert page == page_with_tables(page), "run: make docs"
 
 
 def test_every_detector_is_explained_and_read() -> None:
@@ -223,5 +229,14 @@ def test_a_detector_that_cannot_see_the_fault_is_refused() -> None:
         loaded(faulty("loss", "p: 0.9, burst: {frames: 2}", "up"))
     with pytest.raises(ScenarioError, match="run into each other"):
         loaded(faulty("pause", "value: 3us, every: 4us", "up"))
+    rc = (
+        "system.links.up.profile=rocev2-rc-write-imm",
+        "system.links.down.profile=rocev2-rc-send",
+    )
+    with pytest.raises(ScenarioError, match="truncate ends a reliable connection"):
+        loaded(faulty("truncate", "p: 0.1, value: 8B", "up"), *rc)
+    with pytest.raises(ScenarioError, match="does not model how a reliable connection repairs"):
+        loaded(faulty("loss", "p: 0.1", "up"), *rc)
+    loaded(faulty("bit_flip", "p: 0.1", "up", "caught_by: e2e_crc"), *rc)
     with pytest.raises(ScenarioError, match="whole words"):
         loaded(faulty("truncate", "p: 0.1, value: 3B", "up"))
