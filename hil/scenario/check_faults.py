@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 from hil.scenario.bind import BindSpec
 from hil.scenario.faults import (
@@ -18,6 +19,8 @@ from hil.scenario.qpu import QpuSpec
 from hil.scenario.system import LinksSpec
 from hil.scenario.text import Document
 from hil.units import format_time
+
+_NETWORKS: Final = ("virtual", "soft_roce", "frames")
 
 
 def check_link_faults(
@@ -89,6 +92,15 @@ def _visible(
     name: str, fault: LinkFault, links: LinksSpec, document: Document
 ) -> Iterator[Problem]:
     able = may_fire(fault.kind, links.transport)
+    if fault.kind == "bit_flip" and str(links.up.envelope) != "hil":
+        yield document.problem(
+            "E405",
+            ("faults", name, "kind"),
+            "nothing could see a wrong bit: this envelope has no end-to-end CRC",
+            got=f"bit_flip, envelope {links.up.envelope}",
+            allowed="envelope: hil",
+            fix="write system.links.up.envelope: hil, or inject icrc",
+        )
     if links.transport == "rc" and fault.kind in ENDS_RC:
         yield document.problem(
             "E405",
@@ -112,9 +124,20 @@ def _visible(
 def _modelled(
     name: str, fault: LinkFault, links: LinksSpec, bind: BindSpec, document: Document
 ) -> Iterator[Problem]:
-    """What a reliable connection repairs costs time that only a live run can show."""
+    """Only packets of our own can suffer; what RC repairs costs time that only a live run shows."""
     used = bind.profiles.get(bind.use)
-    if used is None or used.live or links.transport != "rc" or fault.kind not in REPAIRED_BY_RC:
+    if used is None:
+        return
+    if str(used.network.backend) not in _NETWORKS:
+        yield document.problem(
+            "E513",
+            ("faults", name, "target"),
+            "faults of links need packets that this program makes",
+            got=f"{fault.target}, profile {bind.use} with network {used.network.backend}",
+            allowed=f"network {', '.join(_NETWORKS)}",
+            fix="choose another profile, or remove the fault",
+        )
+    if used.live or links.transport != "rc" or fault.kind not in REPAIRED_BY_RC:
         return
     yield document.problem(
         "E513",

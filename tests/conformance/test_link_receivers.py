@@ -1,6 +1,6 @@
 """The virtual receivers count what real ones count: endpoints, node session, rack ledger.
 
-The same plans act on 150 shots of real messages between two joined endpoints, one message at a
+The same plans act on 100 shots of real messages between two joined endpoints, one message at a
 time, and on plain numbers. Every counter must agree, and every shot must have the same fate.
 """
 
@@ -30,7 +30,7 @@ from hil.wire.rpc_batch import build_enqueue_batch, build_get_batch
 __all__ = ["parsed_once"]
 pytestmark = pytest.mark.usefixtures("parsed_once")
 
-SHOTS, R, SLOTS = 150, 6, 64
+SHOTS, R, SLOTS = 100, 6, 64
 PER_SHOT = R + 1
 CONFIG = NodeConfig.create(
     rack_address="127.0.0.2",
