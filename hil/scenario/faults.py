@@ -311,10 +311,12 @@ _SIDE_EFFECTS: Final[dict[str, dict[Detector, str]]] = {
     "wrong_qp": _GAPS,
     "pause": {},
 }
-_RESENT: Final[dict[Detector, str]] = {
+RESENT: Final[dict[Detector, str]] = {
     "retx_cluster": "the connection sends again what did not arrive in order and in time",
     "seq_dup": "what is sent again may have arrived already",
+    "rnr_count": "what comes late and all at once may find no free receive",
 }
+"""What a reliable connection may do under any fault, those of decoders and hops included."""
 
 
 def named_detector(kind: str, transport: Transport) -> Detector:
@@ -332,7 +334,7 @@ def side_effects(kind: str, transport: Transport) -> dict[Detector, str]:
         return _SIDE_EFFECTS[kind]
     gaps = _GAPS if kind == "bit_flip" else {}
     named = named_detector(kind, transport)
-    return {name: why for name, why in {**gaps, **_RESENT}.items() if name != named}
+    return {name: why for name, why in {**gaps, **RESENT}.items() if name != named}
 
 
 ENDS_RC: Final = ("truncate",)

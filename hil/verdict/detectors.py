@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, get_args
 
-from hil.scenario.faults import Detector, LinkFault, side_effects
+from hil.scenario.faults import RESENT, Detector, LinkFault, side_effects
 from hil.scenario.faults import named_detector as named
 from hil.scenario.model import Scenario
 from hil.verdict.judge import Judgement, Verdict
@@ -121,17 +121,18 @@ def judge_faults(scenario: Scenario, alarms: Alarms, n_shots: int) -> list[Judge
 
 
 def _role(name: Detector, scenario: Scenario) -> str:
-    faults = scenario.link_faults
+    faults, transport = scenario.link_faults, scenario.system.links.transport
     asked = [fault_id for fault_id, fault in faults.items() if fault.caught_by == name]
     if asked:
         return f"must fire for {', '.join(asked)}"
     for fault_id, fault in faults.items():
-        transport = scenario.system.links.transport
         if named(fault.kind, transport) == name:
             return f"may fire for {fault_id}"
         why = side_effects(fault.kind, transport).get(name)
         if why:
             return f"may fire for {fault_id}: {why}"
+    if transport == "rc" and name in RESENT and len(scenario.faults) > len(faults):
+        return f"may fire for a slow decoder or hop: {RESENT[name]}"
     return _MUST_NOT
 
 

@@ -156,7 +156,7 @@ def test_a_reliable_connection_repairs_a_loss_and_shows_it(
     result = run(tmp_path / "sil", "sil", gone, *reliable, *_live(loopback))
     fired = alarms(result)
     assert fired["retx_cluster"] >= 3
-    assert set(fired) <= {"retx_cluster", "seq_dup"}
+    assert set(fired) <= {"retx_cluster", "seq_dup", "rnr_count"}
     assert result.verdict is Verdict.PASS
     (fallback,) = columns(result, "fallback")
     assert not fallback.any()
