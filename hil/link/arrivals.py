@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from hil.link.fault_plan import CLEAN_RULE, LinkPlan
-from hil.link.faults import GONE, I64, U8, FrameFault, arrivals
+from hil.link.frame_fault import GONE, I64, U8, FrameFault, arrivals
 from hil.link.sequence import DEFAULT_MEMORY, SequenceAudit
 
 

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hil.link.faults import I64, U8, FrameFault
+from hil.link.frame_fault import I64, U8, FrameFault
 from hil.seeds import generator
 
 BLOCK: Final = 1 << 14

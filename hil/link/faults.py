@@ -1,8 +1,8 @@
 """Faults on a link: a plan of what happens to which frame, and an endpoint that carries it out.
 
 A plan names frames by number. The same plan acts on datagrams (:class:`Faulty`) and on plain
-numbers (:func:`arrivals`), so that large runs without packets and small runs with packets can be
-compared. Plans that are drawn from a seed stand in :mod:`hil.link.fault_plan`.
+numbers (:func:`hil.link.frame_fault.arrivals`), so that large runs without packets and small runs
+with packets can be compared. Plans that are drawn from a seed stand in :mod:`hil.link.fault_plan`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,50 +26,14 @@ from hil.link.endpoint import (
     Stage,
     Transport,
 )
+from hil.link.frame_fault import I64, FrameFault, arrivals
 from hil.seeds import generator
 from hil.timebase import monotonic_ps
 from hil.wire.icrc import BTH_BYTES, ICRC_BYTES
 from hil.wire.roce import IMM_BYTES, PSN_MASK, RETH_BYTES, WITH_IMM, WITH_RETH
 
-I64: TypeAlias = npt.NDArray[np.int64]
-U8: TypeAlias = npt.NDArray[np.uint8]
-
 _BYTE: Final = 8
 _QP_AT, _PSN_AT, _RKEY_AT = 4, 8, 20
-
-
-class FrameFault(IntEnum):
-    """What happens to one frame; the meaning of its ``amount`` in brackets."""
-
-    NONE = 0
-    DROP = 1
-    """It never leaves."""
-    DUPLICATE = 2
-    """It leaves, and once more later [frames after which the copy goes, 0 = at once]."""
-    REORDER = 3
-    """Later frames overtake it [how many, >= 1]."""
-    FLIP = 4
-    """A bit is inverted on the wire, the ICRC is left [bit of the datagram, BTH .. ICRC]."""
-    CORRUPT = 5
-    """A bit is inverted before the ICRC is made, so no transport check sees it [bit of the
-    payload behind BTH, RETH and immediate]."""
-    RESIZE = 6
-    """The payload gets another length, under a right ICRC [bytes added, negative = cut]."""
-    WRONG_QP = 7
-    """Another destination QP, under a right ICRC [mask that is XORed, 24 bit]."""
-    WRONG_RKEY = 8
-    """Another memory key, under a right ICRC [mask that is XORed, 32 bit]; only on writes."""
-    WRONG_PSN = 9
-    """Another PSN, under a right ICRC [number that is added, modulo 2^24]."""
-    HOLD = 10
-    """The port lets nothing out: it and all behind it leave later [ps]."""
-
-
-GONE: Final = (
-    *(FrameFault.DROP, FrameFault.FLIP, FrameFault.CORRUPT, FrameFault.RESIZE),
-    *(FrameFault.WRONG_QP, FrameFault.WRONG_RKEY),
-)
-"""Faults after which the receiving application does not get the message."""
 
 _CLEAN: Final = (FrameFault.NONE, 0)
 
@@ -87,7 +50,7 @@ class Plan(Protocol):
 class FaultPlan:
     """Faults written out frame by frame. A frame may appear in one of the fields only.
 
-    Values are the amounts of :class:`FrameFault`.
+    Values are the amounts of :class:`hil.link.frame_fault.FrameFault`.
 
     Raises:
         UsageError: a frame has two faults, or an amount is impossible.
@@ -197,32 +160,6 @@ class FaultPlan:
             kinds[at] = kind
             amounts[at] = [of_frame[frame] for frame in at.tolist()]
         return arrivals(np.arange(frames), kinds, amounts)[0]
-
-
-def arrivals(
-    frames: I64, kinds: U8, amounts: I64, gone: tuple[FrameFault, ...] = GONE
-) -> tuple[I64, I64]:
-    """Which frames reach the receiver's sequence check, in order.
-
-    Args:
-        frames: i8[n], ascending numbers.
-        kinds: u1[n], codes of :class:`FrameFault`.
-        amounts: i8[n].
-        gone: faults after which a frame does not get there; default: the application's check.
-
-    Returns:
-        i8[m] numbers in order of arrival, copies included, and i8[m] when each arrives: with the
-        frame of that number or, if odd, right behind it (2 x number, plus 1 if behind).
-    """
-    through = ~np.isin(kinds, gone)
-    when = 2 * frames[through]
-    late = kinds[through] == FrameFault.REORDER
-    when[late] += 2 * amounts[through][late] + 1
-    copied = kinds == FrameFault.DUPLICATE
-    numbers = np.concatenate((frames[through], frames[copied]))
-    when = np.concatenate((when, 2 * (frames + amounts)[copied] + 1))
-    order = np.lexsort((numbers, when))
-    return numbers[order], when[order]
 
 
 class Faulty:

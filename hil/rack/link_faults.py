@@ -13,7 +13,7 @@ import numpy as np
 
 from hil.link.arrivals import late_behind
 from hil.link.fault_plan import Burst, Cadence, LinkPlan, Pauses, Rule
-from hil.link.faults import GONE, FrameFault
+from hil.link.frame_fault import GONE, FrameFault
 from hil.rack.timeline import Bools, Workload
 from hil.scenario.faults import (
     DuplicateFault,

@@ -13,7 +13,7 @@ import numpy as np
 
 from hil.link.arrivals import ArrivalAudit
 from hil.link.fault_plan import CLEAN_RULE, LinkPlan
-from hil.link.faults import GONE, FrameFault
+from hil.link.frame_fault import GONE, FrameFault
 from hil.rack.link_faults import LinkPlans, link_plans
 from hil.scenario.model import (
     BreakFault,

@@ -14,7 +14,7 @@ from link_fault_cases import CASES, SCENARIO, SIZES, faulty, loaded, parsed_once
 from hil.errors import ScenarioError
 from hil.link.arrivals import ArrivalAudit
 from hil.link.fault_plan import BLOCK, Burst, Cadence, LinkPlan, Pauses, Rule, bad_states
-from hil.link.faults import FrameFault
+from hil.link.frame_fault import FrameFault
 from hil.rack.link_faults import link_plans
 from hil.run.faults import VirtualReceivers
 from hil.scenario.faults import NAMED, may_fire
