@@ -46,6 +46,7 @@ class SequenceAudit:
         duplicate: numbers seen again.
         reordered: numbers that came late and filled their gap.
         stale: numbers too old to be judged.
+        widest: most numbers skipped at once, whether some of them came later or not.
 
     Args:
         bits: width of the number, 2..64.
@@ -56,7 +57,7 @@ class SequenceAudit:
 
     __slots__ = (
         *("_half", "_mask", "_memory", "_next", "_position", "_seen", "_size"),
-        *("duplicate", "gaps", "lost", "received", "reordered", "stale"),
+        *("duplicate", "gaps", "lost", "received", "reordered", "stale", "widest"),
     )
 
     def __init__(self, bits: int, start: int | None = 0, memory: int = DEFAULT_MEMORY) -> None:
@@ -74,7 +75,7 @@ class SequenceAudit:
         self._next = start
         self._position = 0  # numbers from the start of the stream to the expected one
         self.received = self.gaps = self.lost = 0
-        self.duplicate = self.reordered = self.stale = 0
+        self.duplicate = self.reordered = self.stale = self.widest = 0
 
     @property
     def expected(self) -> int | None:
@@ -94,6 +95,7 @@ class SequenceAudit:
         if ahead < self._half:
             self.gaps += 1
             self.lost += ahead
+            self.widest = max(self.widest, ahead)
             self._advance(ahead + 1)
             return Arrival.GAP
         age = self._size - ahead
@@ -146,6 +148,7 @@ class SequenceAudit:
             return 0
         self.gaps += 1
         self.lost += missing
+        self.widest = max(self.widest, missing)
         self._skip(missing)
         return missing
 
@@ -196,6 +199,7 @@ class SequenceAudit:
         self.received += len(ahead)
         self.gaps += int(jumps.sum())
         self.lost += int(distance[jumps].sum())
+        self.widest = max(self.widest, int(distance.max()))
         behind = np.flatnonzero(distance < 0)
         if len(behind):
             codes[behind] = self._judge_behind(ahead, distance, behind)

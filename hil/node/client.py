@@ -19,6 +19,7 @@ import numpy as np
 
 from hil.errors import NodeError, UsageError
 from hil.link.endpoint import Endpoint, Prepared
+from hil.link.fault_plan import LinkPlan
 from hil.link.soft_roce import Tap
 from hil.node.config import Launch, NodeConfig, Peer
 from hil.node.endpoints import cable, needs_cable, open_endpoint, reply_slot_bytes
@@ -67,8 +68,9 @@ class RackClient:
     Args:
         config: the exchange.
         start_timeout_s: limit for the node's start, decoders built and warm.
-        wrap: lets tests put faults around the rack's endpoint.
+        wrap: puts faults around the rack's endpoint.
         tap: is shown every frame that the rack sends or receives.
+        answer_faults: what the port of the node does to answers on their way out.
 
     Raises:
         LinkError: an address is taken or not loopback.
@@ -82,8 +84,10 @@ class RackClient:
         start_timeout_s: float = 120.0,
         wrap: Callable[[Endpoint], Endpoint] | None = None,
         tap: Tap | None = None,
+        answer_faults: LinkPlan | None = None,
     ) -> None:
         self._config = config
+        self._answer_faults = answer_faults
         self._ledger = Ledger(config)
         self._held: deque[tuple[int, Prepared, int]] = deque()  # due, frames, index
         self._late_sends = 0
@@ -128,6 +132,7 @@ class RackClient:
                 stamp_path=f"/proc/self/fd/{stamps}",
                 parent_pid=os.getpid(),
                 cable=None if theirs is None else theirs.fileno(),
+                answer_faults=self._answer_faults,
             )
             inherited = (stamps,) if theirs is None else (stamps, theirs.fileno())
             self._node = NodeProcess(launch, timeout_s=start_timeout_s, pass_fds=inherited)

@@ -21,6 +21,7 @@ from gpu_decoder.policy import RECOVERABLE
 from gpu_decoder.protocol import Reason
 from hil.errors import UsageError
 from hil.link.endpoint import Transport
+from hil.link.fault_plan import LinkPlan
 from hil.link.rc_requester import RcAttributes
 from hil.timebase import PS_PER_MS, PS_PER_S
 from hil.wire.rpc import EnvelopeKind
@@ -388,6 +389,7 @@ class Launch(_Model):
         stamp_path: the stamp file.
         parent_pid: the rack's process.
         cable: inherited descriptor of the node's end of the cable, if there is one.
+        answer_faults: what its port does to answers on their way out; decoders never see it.
     """
 
     config: NodeConfig
@@ -395,6 +397,7 @@ class Launch(_Model):
     stamp_path: str
     parent_pid: int
     cable: int | None = None
+    answer_faults: LinkPlan | None = None
 
 
 def _check_address(name: str, text: str, *, loopback: bool) -> None:

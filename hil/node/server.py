@@ -22,7 +22,9 @@ from dataclasses import asdict
 from typing import Any, Final, TextIO
 
 from hil.errors import HilError, LinkError, NodeError
-from hil.link.endpoint import Completion, PeerAddress
+from hil.link.endpoint import Completion, Endpoint, PeerAddress
+from hil.link.faults import Faulty
+from hil.link.message_numbers import AnswerNumbers
 from hil.node.config import Launch
 from hil.node.endpoints import open_endpoint, slot_bytes
 from hil.node.processes import signal_when_parent_dies
@@ -72,8 +74,11 @@ class Server:
             self._stamps = StampWriter(launch.stamp_path)
             self._stack.callback(self._stamps.close)
             end = None if launch.cable is None else socket.socket(fileno=launch.cable)
-            self._endpoint = open_endpoint(config, "node", end=end)
+            self._endpoint: Endpoint = open_endpoint(config, "node", end=end)
             self._stack.callback(self._endpoint.close)
+            if launch.answer_faults is not None:
+                numbers = AnswerNumbers(config.messages_per_shot)
+                self._endpoint = Faulty(self._endpoint, launch.answer_faults, numbers)
             self._memory = self._endpoint.register(config.ring_slots, slot_bytes(config))
             self._endpoint.connect(PeerAddress(**launch.peer.model_dump()))
             self._stride = self._endpoint.address().stride

@@ -27,8 +27,7 @@ KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "bind.profiles.*.decoder": ("global",),
     "run": ("looks", "cap_shots"),
     "run.record": ("waves",),
-    "faults.*": ("for", "caught_by", "p", "add", "pair"),
-    "faults.*.at": ("round", "time"),
+    "faults.*": ("add", "pair"),
     "expect.*": ("cap_shots", "when", "against", "after"),
 }
 """Parent pattern -> keys below it that are not built."""
@@ -44,13 +43,6 @@ VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "bind.profiles.*.network.backend": ("shm",),
     "run.record.streams": ("calib",),
     "faults.*.kind": (
-        "loss",
-        "duplicate",
-        "reorder",
-        "bit_flip",
-        "icrc",
-        "truncate",
-        "pause",
         "clock_offset",
         "clock_drift",
         "clock_step",
@@ -64,7 +56,6 @@ VALUES: Final[Mapping[str, tuple[str, ...]]] = {
         "decoder_crash",
         "analyst_error",
         "disk_full",
-        "wrong_qp",
     ),
     "expect.*.metric": (
         "ler.ratio",
