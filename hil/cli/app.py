@@ -18,6 +18,7 @@ from hil.cli import (
     decoder_judge,
     decoder_train,
     doctor,
+    export,
     init,
     listing,
     node,
@@ -46,6 +47,7 @@ app.add_typer(wire.app, name="wire")
 app.add_typer(node.app, name="node")
 app.add_typer(bench.app, name="bench")
 app.add_typer(rack.app, name="rack")
+app.add_typer(export.app, name="export")
 decoder.app.command()(decoder_train.train)
 decoder.app.command()(decoder_judge.judge)
 app.add_typer(decoder.app, name="decoder")

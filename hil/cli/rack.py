@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from hil.cli import board
 from hil.cli.complete import racks
+from hil.cli.rack_stream import stream
 
 if TYPE_CHECKING:
     from hil.run.fit import FitResult
 
-app = typer.Typer(no_args_is_help=True, help="Rack profiles: fit one, show one.")
+app = typer.Typer(no_args_is_help=True, help="Racks: fit or show a profile, stream to a node.")
+app.command()(stream)
+app.add_typer(board.app, name="board")
 
 
 @app.command()

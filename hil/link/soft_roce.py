@@ -1,4 +1,4 @@
-"""RoCEv2 from an ordinary UDP socket on loopback: no RDMA device, no privilege.
+"""RoCEv2 from an ordinary UDP socket: no RDMA device, no privilege; loopback unless permitted.
 
 An unconnected socket with ``IP_MTU_DISCOVER`` = DO sends DF and IPv4 identification 0 on Linux, so
 the ICRC that we compute is exact on the wire. The kernel writes the port that the socket is bound
@@ -40,7 +40,8 @@ class SoftRoceEndpoint(PacketEndpoint):
     """One end of a soft-RoCE link.
 
     Args:
-        host: own address, within 127.0.0.0/8. Two ends on one port need two addresses.
+        host: own address, within 127.0.0.0/8 unless ``allow_remote``. Two ends on one port need
+            two addresses.
         port: UDP port of this end, both source and destination.
         qp: own queue pair number; random if None.
         rkey: own memory key; random if None, so that frames of an earlier run are refused.
@@ -49,9 +50,11 @@ class SoftRoceEndpoint(PacketEndpoint):
         transport: unreliable or reliable connection.
         attributes: limits and times of RC; None: the usual ones.
         tap: is shown every datagram to and from the peer; must not block.
+        allow_remote: permission to leave this machine. Who gives it answers for who may reach the
+            port (``hil.node.setup.demand_permission``).
 
     Raises:
-        LinkError: the address is not loopback, or the port is taken there.
+        LinkError: the address is not loopback and that is not permitted, or the port is taken.
     """
 
     def __init__(
@@ -66,8 +69,11 @@ class SoftRoceEndpoint(PacketEndpoint):
         transport: Transport = "uc",
         attributes: RcAttributes | None = None,
         tap: Tap | None = None,
+        allow_remote: bool = False,
     ) -> None:
-        require_loopback(host)
+        self._allow_remote = allow_remote
+        if not allow_remote:
+            require_loopback(host)
         qp = 1 + secrets.randbelow(PSN_MASK) if qp is None else qp
         rkey = secrets.randbits(32) if rkey is None else rkey
         super().__init__(host, port, qp, rkey, psn_start, mtu_bytes, transport, attributes)
@@ -87,9 +93,10 @@ class SoftRoceEndpoint(PacketEndpoint):
         """See :meth:`hil.link.endpoint.Endpoint.connect`.
 
         Raises:
-            LinkError: the peer is not on loopback, or is this end itself.
+            LinkError: the peer is not on loopback and that is not permitted, or is this end itself.
         """
-        require_loopback(peer.host)
+        if not self._allow_remote:
+            require_loopback(peer.host)
         super().connect(peer)
         self._peer_end = (peer.host, peer.port)
 
@@ -175,7 +182,7 @@ def require_loopback(host: str, backend: str = "soft_roce") -> None:
         f"{backend} listens and sends on loopback only",
         got=repr(host),
         allowed="an address in 127.0.0.0/8, such as 127.0.0.1",
-        fix="use another network backend to leave this machine",
+        fix="`hil node serve` and `hil rack stream` leave this machine with --allow-remote",
     )
 
 

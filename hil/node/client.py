@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -26,7 +27,8 @@ from hil.node.endpoints import cable, needs_cable, open_endpoint, reply_slot_byt
 from hil.node.exchange import U8, Exchange, NodeLostError, Plan, concatenate
 from hil.node.ledger import Batch, Ledger
 from hil.node.process import NodeProcess
-from hil.node.stamps import StampReader, create_stamp_file
+from hil.node.remote import Attach, NodeHandle
+from hil.node.stamps import NoStamps, StampReader, create_stamp_file
 from hil.timebase import MISSING_PS, PS_PER_MS, PS_PER_NS, PS_PER_S, PS_PER_US, monotonic_ps
 from hil.wire.predecode import Correction, Predecode, build_predecode, parse_correction
 from hil.wire.rpc import Status, pad, ptp_from_ns
@@ -61,7 +63,7 @@ class _Outgoing:
 
 
 class RackClient:
-    """A rack's connection to its own node process. Use as a context manager.
+    """A rack's connection to its node, its own process or another's. Use as a context manager.
 
     Start it from a thread that lives as long as the connection.
 
@@ -71,6 +73,8 @@ class RackClient:
         wrap: puts faults around the rack's endpoint.
         tap: is shown every frame that the rack sends or receives.
         answer_faults: what the port of the node does to answers on their way out.
+        attach: finds a node that runs already (``hil.node.remote``); it keeps its stamps.
+            ``None``: a process of our own is started.
 
     Raises:
         LinkError: an address is taken or not loopback.
@@ -85,38 +89,44 @@ class RackClient:
         wrap: Callable[[Endpoint], Endpoint] | None = None,
         tap: Tap | None = None,
         answer_faults: LinkPlan | None = None,
+        attach: Attach | None = None,
     ) -> None:
         self._config = config
         self._answer_faults = answer_faults
+        self._cable: socket.socket | None = None
         self._ledger = Ledger(config)
         self._held: deque[tuple[int, Prepared, int]] = deque()  # due, frames, index
         self._late_sends = 0
         self._node_counters: dict[str, int] = {}
         self._stack = contextlib.ExitStack()
         try:
-            self._open(wrap, tap, start_timeout_s)
+            self._open(wrap, tap)
+            self._node = self._started(start_timeout_s) if attach is None else self._found(attach)
+            self._stack.callback(self._node.close)
+            self._endpoint.connect(self._node.peer)
         except BaseException:
             self._stack.close()
             raise
 
-    def _open(
-        self,
-        wrap: Callable[[Endpoint], Endpoint] | None,
-        tap: Tap | None,
-        start_timeout_s: float,
-    ) -> None:
+    def _open(self, wrap: Callable[[Endpoint], Endpoint] | None, tap: Tap | None) -> None:
         config = self._config
-        mine = theirs = None
+        mine = None
         if needs_cable(config):
-            mine, theirs = cable()
-            self._stack.enter_context(theirs)
+            mine, self._cable = cable()
+            self._stack.enter_context(self._cable)
         self._endpoint: Endpoint = open_endpoint(config, "rack", tap, mine)
         self._stack.callback(self._endpoint.close)
         if wrap is not None:
             self._endpoint = wrap(self._endpoint)
         self._memory = self._endpoint.register(REPLY_SLOTS, reply_slot_bytes(config))
-        address = self._endpoint.address()
-        self._stride = address.stride
+        self._stride = self._endpoint.address().stride
+
+    def _found(self, attach: Attach) -> NodeHandle:
+        self._stamps: StampReader | NoStamps = NoStamps(self._config.prediction_bytes)
+        return attach(self._endpoint.address())
+
+    def _started(self, timeout_s: float) -> NodeHandle:
+        config = self._config
         n_frames = config.stamp_shots * config.n_blocks
         path = create_stamp_file(n_frames, config.stamp_shots, config.prediction_bytes)
         try:
@@ -128,18 +138,16 @@ class RackClient:
         try:
             launch = Launch(
                 config=config,
-                peer=Peer(**asdict(address)),
+                peer=Peer(**asdict(self._endpoint.address())),
                 stamp_path=f"/proc/self/fd/{stamps}",
                 parent_pid=os.getpid(),
-                cable=None if theirs is None else theirs.fileno(),
+                cable=None if self._cable is None else self._cable.fileno(),
                 answer_faults=self._answer_faults,
             )
-            inherited = (stamps,) if theirs is None else (stamps, theirs.fileno())
-            self._node = NodeProcess(launch, timeout_s=start_timeout_s, pass_fds=inherited)
+            inherited = (stamps,) if self._cable is None else (stamps, self._cable.fileno())
+            return NodeProcess(launch, timeout_s=timeout_s, pass_fds=inherited)
         finally:
             os.close(stamps)
-        self._stack.callback(self._node.close)
-        self._endpoint.connect(self._node.peer)
 
     def __enter__(self) -> Self:
         return self
@@ -375,7 +383,7 @@ class RackClient:
         ]
         return NodeLostError(
             what,
-            where=f"node pid {self._node.pid}",
+            where=self._node.name,
             got=why,
             partial=concatenate(parts) if parts else None,
         )

@@ -113,8 +113,8 @@ class NodeConfig(_Model):
     """Configuration of one live exchange: addresses, geometry of a shot, decoders, policy, faults.
 
     Attributes:
-        rack_address: loopback address of the rack's endpoint.
-        node_address: loopback address of the node's endpoint, another one.
+        rack_address: IPv4 address of the rack's endpoint, loopback unless ``allow_remote``.
+        node_address: address of the node's endpoint, another one.
         network: what carries the messages (``hil.node.endpoints``). With ``verbs`` the addresses
             are those of the devices.
         rack_device: ``verbs``: the rack's RDMA device; ``frames``: its network interface, or
@@ -164,6 +164,9 @@ class NodeConfig(_Model):
         mtu_bytes: path MTU of both directions.
         transport: connection of both directions, unreliable or reliable. On ``rc`` a full ring is
             never answered BUSY: the rack's frames wait for a slot (RNR).
+        allow_remote: addresses may lie outside this machine.
+        rack_qp: queue pair of the rack, for a node that was told it; random if ``None``.
+        reply_bytes: least size of a reply slot, for a node whose replies fill a whole slot.
     """
 
     rack_address: str
@@ -209,6 +212,9 @@ class NodeConfig(_Model):
     breakages: tuple[Breakage, ...] = ()
     mtu_bytes: Annotated[int, Field(ge=256, le=4096)] = 1500
     transport: Transport = "uc"
+    allow_remote: bool = False
+    rack_qp: Annotated[int, Field(ge=1, lt=1 << 24)] | None = None
+    reply_bytes: NonNegative = 0
 
     @classmethod
     def create(cls, **fields: object) -> NodeConfig:
@@ -243,8 +249,9 @@ class NodeConfig(_Model):
             UsageError: naming the field, what it holds and what is allowed.
         """
         for name in ("rack_address", "node_address"):
-            _check_address(name, getattr(self, name), loopback=self.network != "verbs")
-        devices = {"soft_roce": (False,), "frames": (False, True), "verbs": (True,)}[self.network]
+            remote = self.allow_remote or self.network == "verbs"
+            _check_address(name, getattr(self, name), allow_remote=remote)
+        devices = {"frames": (False, True), "verbs": (True,)}.get(self.network, (False,))
         given = (self.rack_device is not None, self.node_device is not None)
         if given[0] != given[1] or given[0] not in devices:
             got = f"{self.rack_device}, {self.node_device}, network {self.network}"
@@ -400,14 +407,15 @@ class Launch(_Model):
     answer_faults: LinkPlan | None = None
 
 
-def _check_address(name: str, text: str, *, loopback: bool) -> None:
+def _check_address(name: str, text: str, *, allow_remote: bool) -> None:
     try:
-        good = ipaddress.IPv4Address(text).is_loopback or not loopback
+        good = allow_remote or ipaddress.IPv4Address(text).is_loopback
+        ipaddress.IPv4Address(text)
     except ValueError:
         good = False
     if not good:
-        what = "an IPv4 loopback address, 127.0.0.0/8" if loopback else "an IPv4 address"
-        _refuse(name, text, what)
+        where = "address" if allow_remote else "loopback address, 127.0.0.0/8"
+        _refuse(name, text, f"an IPv4 {where}")
 
 
 def _refuse(field: str, got: str, allowed: str) -> None:

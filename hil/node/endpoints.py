@@ -92,11 +92,13 @@ def open_endpoint(
     return SoftRoceEndpoint(
         host,
         port=config.udp_port,
+        qp=config.rack_qp if side == "rack" else None,
         psn_start=psn_start,
         mtu_bytes=config.mtu_bytes,
         transport=config.transport,
         attributes=config.rc_attributes,
         tap=tap,
+        allow_remote=config.allow_remote,
     )
 
 
@@ -109,4 +111,4 @@ def slot_bytes(config: NodeConfig) -> int:
 
 def reply_slot_bytes(config: NodeConfig) -> int:
     """Bytes of a slot that holds any reply of this configuration."""
-    return row_bytes(_REPLY_BYTES + config.prediction_bytes)
+    return max(config.reply_bytes, row_bytes(_REPLY_BYTES + config.prediction_bytes))

@@ -19,7 +19,7 @@ from hil.errors import NodeError, UsageError
 from hil.node.config import NodeConfig
 from hil.node.exchange import I64, U8, Exchange, Plan
 from hil.node.shots import NO_REPLY, Answerer
-from hil.node.stamps import StampReader
+from hil.node.stamps import NoStamps, StampReader
 from hil.timebase import MISSING_PS
 from hil.wire.rpc import Response, RpcError, Status, parse_response
 
@@ -225,14 +225,16 @@ class Ledger:
 
     # -- handing over -------------------------------------------------------------------------
 
-    def complete(self, batch: Batch, stamps: StampReader) -> bool:
+    def complete(self, batch: Batch, stamps: StampReader | NoStamps) -> bool:
         """Is every shot settled, and the row of every shot with a reply published?"""
         if batch.open_shots:
             return False
         _, there = stamps.shots(_numbers(batch))
         return bool((there | ~batch.replied[:, -1]).all())
 
-    def close(self, batch: Batch, stamps: StampReader, *, node_lost: bool = False) -> Exchange:
+    def close(
+        self, batch: Batch, stamps: StampReader | NoStamps, *, node_lost: bool = False
+    ) -> Exchange:
         """Take the batch out of the book and make its exchange from book and stamp file.
 
         Raises:

@@ -65,6 +65,11 @@ class NodeProcess:
         """Process id of the node."""
         return self._process.pid
 
+    @property
+    def name(self) -> str:
+        """How errors name it."""
+        return f"node pid {self.pid}"
+
     def fileno(self) -> int:
         """Descriptor that becomes readable when the node dies (or ends)."""
         return self._stdout.fileno()
@@ -81,8 +86,11 @@ class NodeProcess:
         text = self._errors.read().decode(errors="replace").strip()
         return f"exit code {self._process.returncode}" + (f", stderr: {text}" if text else "")
 
-    def end(self, next_counter: int) -> dict[str, int]:
-        """Ask for an orderly end; returns the node's counters, empty if it is dead already."""
+    def end(self, next_counter: int | None) -> dict[str, int]:
+        """Ask for an orderly end; returns the node's counters, empty if it is dead already.
+
+        ``None``: nobody can tell which counter would have come next.
+        """
         if not self.is_alive():
             return {}
         try:

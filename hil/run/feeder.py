@@ -29,6 +29,7 @@ from hil.rack.bulk import BulkExecutor
 from hil.rack.pipeline import Pipeline
 from hil.rack.plan import WorkloadSource
 from hil.rack.timeline import I64, U8, Workload
+from hil.run.parts import Decoders
 from hil.timebase import PS_PER_MS, PS_PER_NS
 from hil.wire.rpc_batch import (
     build_enqueue_batch,
@@ -57,6 +58,7 @@ class Chunk:
         send_ps: instant each frame is handed to the MAC, int64 [n, r], scenario time.
         enqueue: uint8 [n, r, L], complete messages; ``get``: uint8 [n, Lg].
         events: int64 [n], detection events per shot.
+        expected_b8: uint8 [n, ceil(O/8)], answers of our own decoder, where they were asked for.
     """
 
     batch: ShotBatch
@@ -67,11 +69,15 @@ class Chunk:
     enqueue: U8
     get: U8
     events: I64
+    expected_b8: U8 | None = None
 
 
 @dataclass(frozen=True)
 class FeedPlan:
-    """All that the feeder process needs; travels by pickle."""
+    """All that the feeder process needs; travels by pickle.
+
+    ``decoders``: decode every shot here too, for a comparison (``Chunk.expected_b8``).
+    """
 
     models: Models
     source: WorkloadSource
@@ -79,6 +85,7 @@ class FeedPlan:
     n_shots: int
     pace: int
     board_mask: int
+    decoders: Decoders | None = None
 
     @property
     def measurements(self) -> bool:
@@ -163,8 +170,14 @@ class FeedPlan:
             valid_until_round=valid_until & 0xFFFFFFFF,
         )
         return Chunk(
-            batch, work, intended, formed, send, enqueue, get, event_counts(batch.detectors_b8)
-        )
+            batch, work, intended, formed, send, enqueue, get, event_counts(batch.detectors_b8),
+            self._expected(batch),
+        )  # fmt: skip
+
+    def _expected(self, batch: ShotBatch) -> U8 | None:
+        if self.decoders is None:
+            return None
+        return self.decoders.primary.decode_batch(batch.detectors_b8, batch.shots).predictions_b8
 
 
 class Feeder:

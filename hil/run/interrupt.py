@@ -19,7 +19,7 @@ from hil.errors import RigError
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _FIRST: Final = (
-    "\n{name}: the run ends after what is under way; once more ends it at once, unclosed\n"
+    "\n{name}: {what} ends after what is under way; once more ends it at once, unclosed\n"
 )
 _SECOND: Final = (
     "\nended at once; what was committed is in the live trace: "
@@ -33,14 +33,16 @@ class Interrupt:
 
     Args:
         second: what the second signal says before it ends the process.
+        what: what ends, in the words of the first signal.
 
     Attributes:
         name: name of the signal (``SIGINT``); empty while nobody asked.
     """
 
-    def __init__(self, second: str = _SECOND) -> None:
+    def __init__(self, second: str = _SECOND, what: str = "the run") -> None:
         self.name = ""
         self._second = second
+        self._what = what
 
     def __bool__(self) -> bool:
         """Whether the run shall end."""
@@ -75,4 +77,4 @@ class Interrupt:
             os.write(2, self._second.encode())
             os._exit(RigError.exit_code)
         self.name = signal.Signals(number).name
-        os.write(2, _FIRST.format(name=self.name).encode())
+        os.write(2, _FIRST.format(name=self.name, what=self._what).encode())

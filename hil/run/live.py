@@ -40,6 +40,7 @@ from hil.run.record import Answers, Driven, Predecoded
 from hil.scenario.model import Scenario
 from hil.timebase import MISSING_PS, PS_PER_MS, monotonic_ps
 from hil.trace.column import ByteWidths, Record
+from hil.verdict.sender import SenderLateness
 
 _LEAD_PS = 300 * PS_PER_MS
 
@@ -56,6 +57,7 @@ class LiveRun:
     executor: StageExecutor
     config: NodeConfig
     predictions: Predictions
+    sender: SenderLateness
     widths: ByteWidths | None = None
     stop: Callable[[], bool] = lambda: False
     capture: Capture | None = None
@@ -76,7 +78,7 @@ class LiveRun:
             NodeLostError: the node died and the scenario says ``on_node_lost: fail``; the shots
                 known by then have been yielded.
         """
-        with _prompt_threads(), Feeder(self.feed) as feeder, self._client() as client:
+        with prompt_threads(), Feeder(self.feed) as feeder, self._client() as client:
             self.fingerprints = client.fingerprints()
             self.node_pid = client.node_pid
             if self.stop():
@@ -155,7 +157,9 @@ class LiveRun:
                     yield from _split(error.partial, sent)
                     return
                 self._audit(exchange)
-                yield sent.popleft(), exchange
+                chunk = sent.popleft()
+                self._watch_sender(chunk, exchange)
+                yield chunk, exchange
 
         if pace == 1:
             yield from (self._on_the_wall(c, e) for c, e in exchanges())
@@ -174,6 +178,11 @@ class LiveRun:
         """A frame that never arrived although its shot was answered: a loss nobody noticed."""
         unnoticed = got.lost & (got.path != Path.UNANSWERED)[:, None]
         self.undetected += int(unnoticed.sum())
+
+    def _watch_sender(self, chunk: Chunk, got: Exchange) -> None:
+        """Lateness of the frames: T2 against the instant of the plan."""
+        planned_ps = self.wall_start_ps + chunk.send_ps * self.feed.pace
+        self.sender.update((got.t_tx_ps - planned_ps)[got.t_tx_ps != MISSING_PS])
 
     # -- pace 1: the wall clock is the scenario clock -----------------------------------------
 
@@ -357,6 +366,7 @@ class LiveRun:
             self.lost_node = "the node ended without its counters"
         self.details = {f"rack.{k}": v for k, v in rack.items()}
         self.details |= {f"node.{k}": v for k, v in node.items()}
+        self.details |= self.sender.counts()
         self.counts = {
             "packets.lost_undetected": self.undetected,
             "answers.missing": rack.get("answers_missing", 0),
@@ -371,7 +381,7 @@ class LiveRun:
 
 
 @contextmanager
-def _prompt_threads() -> Iterator[None]:
+def prompt_threads() -> Iterator[None]:
     """Let the sender have the GIL back within 0.1 ms (default 5 ms) while the recorder works."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-4)

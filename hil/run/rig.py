@@ -33,6 +33,7 @@ from hil.verdict.detectors import Alarms
 from hil.verdict.judge import limits_of
 from hil.verdict.load import window_time_ps
 from hil.verdict.metrics import Metrics
+from hil.verdict.sender import SenderLateness
 from hil.wire.roce import ROCE_PORT
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Rig:
     remarks: list[str] = field(default_factory=list)
     rig_errors: list[str] = field(default_factory=list)
     lost_node: str = ""
+    sender: SenderLateness | None = None
     shots_done: int = 0
     begin: float = field(default_factory=time.monotonic)
 
@@ -193,6 +195,9 @@ def _live(rig: Rig, source: WorkloadSource, largest: int, widths: ByteWidths) ->
     rig.executor = executor.name if pace != 1 else "wall clock"
     rig.executor_why = why if pace != 1 else "pace 1: stamps and decisions are the wall's"
     live_config.check_live(scenario, scenario_time)
+    rig.sender = SenderLateness.for_deadline(
+        scenario.system.decoder.deadline_ps, scenario.system.qpu.round_period_ps
+    )
     run = live.LiveRun(
         scenario=scenario,
         code=rig.code,
@@ -202,6 +207,7 @@ def _live(rig: Rig, source: WorkloadSource, largest: int, widths: ByteWidths) ->
         executor=executor,
         config=live_config.node_config(scenario, rig.models, rig.decoders, predictions, pace),
         predictions=predictions,
+        sender=rig.sender,
         widths=widths if "packets" in scenario.run.record.streams else None,
         stop=lambda: bool(rig.interrupt),
         capture=rig.capture,
@@ -227,6 +233,7 @@ def _live_batches(rig: Rig, run: LiveRun) -> Batches:
     finally:
         rig.counts, rig.details = run.counts, run.details
         rig.lost_node = run.lost_node
+        rig.remarks.append(f"sender: {run.sender.words()}")
         if rig.capture is not None:
             _finish_capture(rig, rig.capture)
 

@@ -297,7 +297,9 @@ def _judge(rig: Rig) -> list[Judgement]:
             extra = judge_faults(scenario, rig.alarms, rig.metrics.shots())
         elif rig.loaded.profile.live and scenario.expect:
             alarms = {name: n for name, n in rig.details.items() if _ALARM.fullmatch(name)}
-    judged = judge(scenario.expect, rig.metrics, rig_errors=rig.rig_errors, alarms=alarms)
+    judged = judge(
+        scenario.expect, rig.metrics, rig_errors=rig.rig_errors, alarms=alarms, sender=rig.sender
+    )
     return judged + extra
 
 

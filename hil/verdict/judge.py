@@ -9,7 +9,7 @@ Rules with their sources: ``docs/verdict.md``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -17,12 +17,18 @@ from hil.scenario.expect import METRICS, Expectation
 from hil.verdict import needed, stats
 from hil.verdict.measured import Measured, NotMeasuredError
 from hil.verdict.metrics import Metrics
+from hil.verdict.sender import SenderLateness
 
 COUNT_CONFIDENCE: Final = 0.95
 """Confidence of the bound that is printed with a count of zero."""
 
 SUBSTITUTED: Final = "decoder.backend_mismatch"
 """Metric that no run passes with: answers by something else than was asked for."""
+
+ON_THE_WALL: Final = frozenset(
+    ("deadline.miss_rate", "decoder.fallback_rate", "decoder.unanswered_rate")
+)
+"""Rates that depend on time, as every latency and slope does."""
 
 
 class Verdict(StrEnum):
@@ -110,6 +116,7 @@ def judge(
     *,
     rig_errors: Sequence[str] = (),
     alarms: Mapping[str, int] | None = None,
+    sender: SenderLateness | None = None,
 ) -> list[Judgement]:
     """Judge every expectation, in order of the scenario.
 
@@ -122,8 +129,12 @@ def judge(
         rig_errors: what went wrong with the rig itself; each one is a RIG ERROR of its own.
         alarms: detectors that fired, by name, in a run without injected faults: any event is a
             FAIL. ``None``: the run had faults, or nothing was watched; no such line is made.
+        sender: how late the frames of a live run left. If it did not hold the cadence, what is
+            judged on the wall clock is INCONCLUSIVE: it says nothing of the system.
     """
     out = [_judge_one(name, expectation, metrics) for name, expectation in expect.items()]
+    if sender is not None and not sender.held and metrics.on_the_wall:
+        out = [_excused(judgement, sender) for judgement in out]
     watched = SUBSTITUTED in {spec.metric for spec in expect.values()}
     if not watched and metrics.counts.get(SUBSTITUTED):
         out.append(_judge_one("no-substitute", Expectation(metric=SUBSTITUTED, equals=0), metrics))
@@ -171,6 +182,15 @@ def _judge_one(name: str, spec: Expectation, metrics: Metrics) -> Judgement:
         return _judge_bounds(name, spec, measured, metrics)
     except NotMeasuredError as error:
         return _blank(name, spec, Verdict.RIG_ERROR, f"not measured: {error.what}{_got(error)}")
+
+
+def _excused(found: Judgement, sender: SenderLateness) -> Judgement:
+    """The judgement, but that a load which was not the intended one proves nothing about time."""
+    timed = found.metric in ON_THE_WALL or METRICS[found.metric].kind in {"latency", "slope"}
+    if not timed or found.verdict not in {Verdict.PASS, Verdict.FAIL}:
+        return found
+    why = f"the sender did not hold the cadence: {sender.words()}; else {found.verdict.value}"
+    return replace(found, verdict=Verdict.INCONCLUSIVE, reason=why, marginal_hit=False)
 
 
 def _got(error: NotMeasuredError) -> str:

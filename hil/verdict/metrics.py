@@ -193,6 +193,11 @@ class Metrics:
     # --- giving out ----------------------------------------------------------------------------
 
     @property
+    def on_the_wall(self) -> bool:
+        """Whether latencies are differences of wall stamps (a live run at pace 1)."""
+        return self.time_source == "measured" and self.pace == 1
+
+    @property
     def time_label(self) -> str:
         """Which time the latencies are in and where the durations come from."""
         if self.time_source == "modelled":
