@@ -180,11 +180,13 @@ def _seal(rows: U1, slots: I8, with_imm: bool, psn: int, states: U4, t: U4) -> N
 def _is_next(row: U1, qp: int, rkey: int, psn: int) -> bool:
     """A write with immediate for this queue pair and memory, with the PSN ``psn``?"""
     head = row[0] == _WRITE_IMM and row[1] & 15 == 0 and row[2] == 255 and row[3] == 255
-    return head and _big(row, 5, 3) == qp and _big(row, 9, 3) == psn and _big(row, 20, 4) == rkey
+    return bool(
+        head and _big(row, 5, 3) == qp and _big(row, 9, 3) == psn and _big(row, 20, 4) == rkey
+    )
 
 
 @njit(cache=True, inline="always")
-def _free_slot(row: U1, psn: int, offset: int, length: int, stride: int, owners: U1) -> int:
+def _free_slot(row: U1, psn: int, offset: np.int64, length: int, stride: int, owners: U1) -> int:
     """The slot that begins ``offset`` bytes into the memory, or -1 if it must not be written."""
     if length < 0 or length > stride or _big(row, 24, 4) != length or offset < 0:
         return -1

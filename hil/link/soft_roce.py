@@ -146,7 +146,7 @@ class SoftRoceEndpoint(PacketEndpoint):
         self._timers(monotonic_ps())
         return found
 
-    def fileno(self) -> int | None:
+    def fileno(self) -> int:
         """Descriptor of the socket."""
         return self._socket.fileno()
 

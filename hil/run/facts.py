@@ -17,6 +17,7 @@ from hil.report.document import (
 )
 from hil.report.write import write_all
 from hil.run import provenance
+<<<<<<< HEAD
 from hil.scenario.model import (
     LINK_FAULTS,
     BreakFault,
@@ -26,6 +27,10 @@ from hil.scenario.model import (
     Scenario,
     UserCircuit,
 )
+=======
+from hil.scenario.bind import NetworkBinding
+from hil.scenario.model import BreakFault, DelayFault, Scenario, UserCircuit
+>>>>>>> frm
 from hil.trace.schema import code
 from hil.units import format_ps
 from hil.verdict.judge import Verdict
@@ -250,13 +255,28 @@ def _evidence(scenario: Scenario) -> tuple[EvidenceRow, ...]:
 
 
 def _not_tested(rig: Rig) -> tuple[str, ...]:
-    on_gpu = rig.loaded.profile.decoder.predecoder in ("tensorrt", "tensorrt_rtx")
-    absent = "RDMA device or FPGA" if on_gpu else "GPU, RDMA device or FPGA"
-    open_points = [f"No {absent} took part in this run."]
+    profile = rig.loaded.profile
+    on_gpu = profile.decoder.predecoder in ("tensorrt", "tensorrt_rtx")
+    on_device = profile.network.backend == "verbs"
+    absent = [*(() if on_gpu else ("GPU",)), *(() if on_device else ("RDMA device",)), "FPGA"]
+    open_points = [f"No {_or(absent)} took part in this run."]
     if not rig.loaded.profile.live:
         open_points.append("No frame travelled: links and decoder times are models.")
     else:
-        open_points.append(
-            "Rack stages are models; frames crossed loopback UDP sockets, not a NIC."
-        )
+        open_points.append(f"Rack stages are models; frames crossed {_crossed(profile.network)}.")
     return tuple(open_points)
+
+
+def _or(names: list[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _crossed(network: NetworkBinding) -> str:
+    """What carried the frames; whether a device is hardware, nobody here can tell."""
+    devices = f"{network.rack_device} and {network.node_device}"
+    if network.backend == "verbs":
+        return f"the verbs devices {devices}"
+    if network.backend == "frames" and network.rack_device is not None:
+        return f"the interfaces {devices}"
+    return f"{'UNIX' if network.backend == 'frames' else 'loopback UDP'} sockets, not a NIC"

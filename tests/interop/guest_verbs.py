@@ -60,7 +60,6 @@ class Server:
             self.say("read", name, bytes(queue.memory[at : at + length]).hex())
         elif method == "close":
             self.queues.pop(name).close()
-            self.say("closed", name)
 
     def shown(self, name: str, queue: VerbsQueue, got: Got) -> tuple[str, int, int, int, str]:
         slot = got.imm & 0xFFF if got.kind == "write_imm" else got.slot

@@ -46,7 +46,8 @@ class Line:
             *lines, self._rest = (self._rest + more).split(b"\n")
             for line in lines:
                 event, name, *args = json.loads(line)
-                self.queues[name].happened(event, args)
+                if name in self.queues:  # else one that was closed here already
+                    self.queues[name].happened(event, args)
 
 
 class RemoteQueue:
@@ -121,6 +122,6 @@ class RemoteQueue:
         self._released.append((slot, kind))
 
     def close(self) -> None:
+        """Asked for, not waited for: a guest without processor time may take seconds."""
         self.line.say("close", self.name)
-        self._answer("closed")
         del self.line.queues[self.name]
