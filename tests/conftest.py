@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
@@ -35,6 +36,34 @@ def _tmpfs() -> str:
             return f"tmpfs cannot be mounted: {done.stderr.strip()}"
         subprocess.run(["umount", folder], check=True)
     return ""
+
+
+def _rxe_vm() -> str:
+    from rxe_vm import Unavailable, ensure
+
+    try:
+        ensure()
+    except Unavailable as error:
+        return str(error)
+    return ""
+
+
+def _child(name: str) -> Callable[[], str]:
+    """Whether a program of the tests can set up what it needs; it says so with ``probe``."""
+
+    def probe() -> str:
+        command = [sys.executable, str(ROOT / "tests" / name), "probe"]
+        path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "interop")])
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        return f"cannot be set up: {done.stderr.strip()[-200:]}" if done.returncode else ""
+
+    return probe
 
 
 def _nvrtc() -> str:
@@ -70,6 +99,9 @@ CAPABILITIES: dict[str, Callable[[], str]] = {
     **{name: _part(part) for name, part in _OPTIONAL.items()},
     "net_raw": _net_raw,
     "tmpfs": _tmpfs,
+    "veth": _child("unit/veth_child.py"),
+    "tap": _child("interop/tap_child.py"),
+    "rxe_vm": _rxe_vm,
     "nvrtc": _nvrtc,
     "cuda": _cuda,
 }

@@ -31,10 +31,13 @@ def skipped(junit: Path) -> dict[str, str]:
 
 
 def missing(what: str) -> bool:
-    """Whether a module, a ``command:`` or a ``library:`` cannot be found here."""
+    """Whether a module, ``command:``, ``library:`` or ``cache:`` file cannot be found here."""
     kind, _, name = what.rpartition(":")
     if kind == "command":
         return shutil.which(name) is None
+    if kind == "cache":
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return not (Path(cache) / name).exists()
     if kind == "library":
         try:
             ctypes.CDLL(name)

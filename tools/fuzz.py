@@ -37,7 +37,13 @@ CANARY: Final = 4096
 RACK, NODE, PORT = "127.0.0.2", "127.0.0.1", 4791
 QP, RKEY, BASE = 0x42, 0x1F02, 0x1000_0000
 MAX_JUMP: Final = 1 << 22
-_PAYLOAD_AT: Final = {0x24: 12, 0x2A: 28, 0x2B: 32}
+_SENDS: Final = {0x20: 12, 0x21: 12, 0x22: 12, 0x23: 16, 0x24: 12, 0x25: 16}
+_PAYLOAD_AT: Final = {**_SENDS, 0x26: 28, 0x27: 12, 0x28: 12, 0x29: 16, 0x2A: 28, 0x2B: 32}
+_FIRST, _LAST = (
+    {0x20, 0x24, 0x25, 0x26, 0x2A, 0x2B},
+    {0x22, 0x23, 0x24, 0x25, 0x28, 0x29, 0x2A, 0x2B},
+)
+_COMPLETES: Final = {0x22, 0x23, 0x24, 0x25, 0x29, 0x2B}
 CRC_AT: Final = 4
 
 
@@ -169,6 +175,18 @@ def fnv1a(name: str) -> int:
 ENQUEUE, GET, RESET = (fnv1a(n) for n in ("enqueue_syndromes", "get_corrections", "reset_decoder"))
 
 
+@dataclass(frozen=True)
+class Part:
+    """A message of FIRST, MIDDLE .. that goes on at ``psn``."""
+
+    send: bool
+    slot: int
+    psn: int
+    whole: int
+    data: bytes
+    busy: bool
+
+
 @dataclass
 class Oracle:
     """Fate of every frame, by the documents alone.
@@ -177,59 +195,99 @@ class Oracle:
         seen: counters admitted so far.
         expected: counter that would be in order.
         send_slot: slot of the next SEND.
-        stored: (slot, payload) of the frame judged last, ``None`` if nothing may be written.
+        psn: PSN that would be in order.
+        part: the message under way. WRITE ONLYs that go on inside a slot are left out: no mutation
+            of one frame makes two that fit.
+        stored: (slot, offset, payload) of the frame judged last, ``None`` if nothing is written.
+        message: the whole message that the frame judged last completed.
     """
 
     stride: int
     seen: set[int] = field(default_factory=set)
     expected: int = 0
     send_slot: int = 0
-    stored: tuple[int, bytes] | None = None
+    psn: int = 0
+    part: Part | None = None
+    stored: tuple[int, int, bytes] | None = None
+    message: bytes = b""
 
     def judge(self, data: bytes, owned: bytes) -> tuple[str, str, bool]:
         """Name at the link, name at the session ("" = never got there), may the session change?"""
         self.stored = None
-        cause, slot, payload = self._link(data)
+        cause = self._header_fault(data)
         if cause:
             return cause, "", False
-        opcode, busy = data[0], bool(owned[slot])
-        if not busy:
-            self.stored = (slot, payload)
+        opcode, psn = data[0], int.from_bytes(data[9:12], "big")
+        ahead = (psn - self.psn) % (1 << 24)
+        if ahead < 1 << 23:
+            self.psn = (psn + 1) % (1 << 24)
+            self.part = None if ahead else self.part
+        before, payload = self.part, b""
+        cause, slot, payload = self._link(data) if opcode in _FIRST else self._goes_on(data, psn)
+        if cause:
+            return cause, "", False
+        begun = b"" if opcode in _FIRST or before is None else before.data
+        busy = bool(owned[slot]) if opcode in _FIRST or before is None else before.busy
+        self.message = begun + payload
+        self.stored = None if busy else (slot, len(begun), payload)
         name = "rx_busy" if busy else "rx_ok"
-        if opcode == 0x2A:
+        self.part = None
+        if opcode not in _LAST:
+            whole = self.stride if opcode in _SENDS else int.from_bytes(data[24:28], "big")
+            whole = before.whole if before and opcode not in _FIRST else whole
+            self.part = Part(opcode in _SENDS, slot, self.psn, whole, self.message, busy)
+        if opcode not in _COMPLETES:
             return name, "", False
-        if not busy and opcode == 0x24:
+        if not busy and opcode in _SENDS:
             self.send_slot = (slot + 1) % SLOTS
-        fate, changes = self._header(payload, slot) if busy else self._message(payload, slot)
+        judge = self._header if busy else self._message
+        fate, changes = judge(self.message, slot)
         return name, fate, changes
 
-    def _link(self, data: bytes) -> tuple[str, int, bytes]:  # noqa: PLR0911 - a list of checks
-        none = b""
+    def _header_fault(self, data: bytes) -> str:
         if len(data) < 16:
-            return "drop_length", 0, none
+            return "drop_length"
         if struct.unpack("<I", data[-4:])[0] != icrc(data):
-            return "drop_icrc", 0, none
+            return "drop_icrc"
         if data[0] not in _PAYLOAD_AT or data[1] & 0x0F:
-            return "drop_opcode", 0, none
+            return "drop_opcode"
         if data[2:4] != b"\xff\xff":
-            return "drop_pkey", 0, none
-        if int.from_bytes(data[5:8], "big") != QP:
-            return "drop_qp", 0, none
+            return "drop_pkey"
+        return "drop_qp" if int.from_bytes(data[5:8], "big") != QP else ""
+
+    def _payload(self, data: bytes) -> bytes | None:
         at, end = _PAYLOAD_AT[data[0]], len(data) - 4 - (data[1] >> 4 & 3)
-        if end < at or len(data) % 4:
+        return None if end < at or len(data) % 4 else data[at:end]
+
+    def _goes_on(self, data: bytes, psn: int) -> tuple[str, int, bytes]:
+        payload, part, send = self._payload(data), self.part, data[0] in _SENDS
+        if payload is None:
+            return "drop_length", 0, b""
+        if part is None or (part.send, part.psn) != (send, psn):
+            return "drop_bounds", 0, b""
+        end = len(part.data) + len(payload)
+        if end > part.whole or (data[0] in _LAST and not send and end != part.whole):
+            self.part = None
+            return "drop_bounds" if send else "drop_length", 0, b""
+        if data[0] == 0x29 and data[12:16] != struct.pack("!I", (psn & 0xFFFFF) << 12 | part.slot):
+            return "drop_imm", 0, b""
+        return "", part.slot, payload
+
+    def _link(self, data: bytes) -> tuple[str, int, bytes]:  # noqa: PLR0911 - a list of checks
+        none, payload = b"", self._payload(data)
+        if payload is None:
             return "drop_length", 0, none
-        if end - at > self.stride:
+        if len(payload) > self.stride and data[0] in _SENDS:
             return "drop_bounds", 0, none
-        payload = data[at:end]
-        if data[0] == 0x24:
+        if data[0] in _SENDS:
             return "", self.send_slot, payload
         va, rkey, announced = struct.unpack("!QII", data[12:28])
-        if announced != len(payload):
+        if announced != len(payload) if data[0] in _LAST else announced <= len(payload):
             return "drop_length", 0, none
         if rkey != RKEY:
             return "drop_rkey", 0, none
         slot, offset = divmod(va - BASE, self.stride)
-        if offset or not 0 <= slot < SLOTS:
+        if offset or not 0 <= slot < SLOTS or announced > self.stride:
             return "drop_bounds", 0, none
         psn, imm = int.from_bytes(data[9:12], "big"), int.from_bytes(data[28:32], "big")
         if data[0] == 0x2B and imm != ((psn & 0xFFFFF) << 12 | slot):
@@ -461,11 +519,11 @@ class Watch:
         if reached != bool(fate):
             raise Violation(f"session reached: {reached}, oracle: {link} {fate} by {data.hex()}")
         if self.oracle.stored is not None:
-            slot, payload = self.oracle.stored
-            at = CANARY + slot * self.door.stride
+            slot, offset, payload = self.oracle.stored
+            at = CANARY + slot * self.door.stride + offset
             self._model[at : at + len(payload)] = payload
         replied = self.door.sent() != sent
-        if replied and fate.startswith("bad_") and not _trustworthy(self.oracle, data):
+        if replied and fate.startswith("bad_") and not _trustworthy(self.oracle.message):
             raise Violation(f"reply to a damaged message, oracle: {fate} by {data.hex()}")
         if reached:
             state = self.door.state()
@@ -514,9 +572,8 @@ class Watch:
             raise Violation(f"counted and expected differ: {wrong}")
 
 
-def _trustworthy(oracle: Oracle, data: bytes) -> bool:
-    """Whether the message that the oracle judged last has a right end-to-end CRC."""
-    message = oracle.stored[1] if oracle.stored else data[_PAYLOAD_AT[data[0]] : -4]
+def _trustworthy(message: bytes) -> bool:
+    """Whether a message has a right end-to-end CRC."""
     end = 24 + int.from_bytes(message[8:12], "little")
     crc = int.from_bytes(message[end - 4 : end], "little")
     return 40 <= end <= len(message) and crc == zlib.crc32(message[CRC_AT : end - 4])

@@ -11,6 +11,7 @@ COMMANDS = (
     ("-m", "hil.scenario.schema", "docs"),
     ("-m", "hil.scenario.metrics_page", "docs/metrics.md"),
     ("-m", "hil.trace.document", "docs/trace.md"),
+    ("-m", "hil.verdict.faults_page", "docs/faults.md"),
     ("tools/draw_house.py",),
 )
 

@@ -5,7 +5,7 @@
 * ``memory``: 1e7 rounds, virtual, record level ``shots``: peak memory;
 * ``clean``: 1e8 rounds without a fault in ``mil``: no alarm, flat memory;
 * ``crash``: SIGKILL of every process of a run at 20 random moments each;
-* ``fuzz``: 1e6 mutated frames through the node's door;
+* ``fuzz``: 1e6 mutated frames through the node's door (UC), 1e6 at an RC queue pair;
 * ``ising``: plain matching on Ising circuits against published and recorded error rates;
 * ``bench``: ``hil bench model``, all ratios;
 * ``predecoder``: shipped networks against plain matching (page: ``docs/predecoder-results.md``).
@@ -145,14 +145,13 @@ def crashes() -> str:
 
 
 def fuzzed() -> str:
-    """Mutated frames through receiver, intake and session."""
+    """Mutated frames through receiver, intake and session, and at an RC queue pair."""
     import fuzz
+    import fuzz_rc
 
     begin = time.monotonic()
     tally = fuzz.campaign(FUZZED, FUZZ_SEED)
     seconds = time.monotonic() - begin
-    fates = sorted(tally.fates.items(), key=lambda item: -item[1])
-    rows = "".join(f"| {name} | {count:,} |\n" for name, count in fates if name)
     prose = _paragraph(
         f"{tally.frames:,} mutations (seed {FUZZ_SEED}; {tally.sealed:,} with a repaired ICRC)",
         f"among {tally.client_frames:,} valid frames in {seconds:.0f} s: no exception, every fate",
@@ -160,7 +159,22 @@ def fuzzed() -> str:
         f"session by a refused frame. {tally.intact_shots:,} shots assembled in the rounds without",
         "forged CRCs, all with the client's bits. Fates, first at the link, then at the session:",
     )
-    return f"{prose}\n| fate | frames |\n|---|---|\n{rows}"
+    begin = time.monotonic()
+    reliable = fuzz_rc.campaign(FUZZED, FUZZ_SEED)
+    seconds = time.monotonic() - begin
+    more = _paragraph(
+        f"Reliable connection: {reliable.frames:,} mutations (seed {FUZZ_SEED}) of requests and",
+        f"acknowledgements in {seconds:.0f} s: no exception, every fate as the rule says, memory",
+        "and canaries as they must be, no change of a pair by a refused datagram, every message",
+        'of the client delivered. "mine": the packet in turn, changed, at a pair of its own:',
+    )
+    return f"{prose}\n{_fates(tally.fates)}\n{more}\n{_fates(reliable.fates)}"
+
+
+def _fates(counts: dict[str, int]) -> str:
+    fates = sorted(counts.items(), key=lambda item: -item[1])
+    rows = "".join(f"| {name} | {count:,} |\n" for name, count in fates if name)
+    return f"| fate | frames |\n|---|---|\n{rows}"
 
 
 def _paragraph(*parts: str) -> str:

@@ -128,3 +128,51 @@ def predecoder(
             f"{row.decoder_us:,.0f}", f"{row.decoder_batch_us:,.0f}", f"{row.gain_decoder:.2f}",
         )  # fmt: skip
     Console().print(table)
+
+
+@app.command()
+def link(
+    json: Annotated[bool, typer.Option("--json", help="Print data instead of a table.")] = False,
+    packets: Annotated[
+        int, typer.Option(min=1, help="Packets of each stream and repeat.")
+    ] = 480_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Alternations; the median counts.")] = 5,
+) -> None:
+    """RoCEv2 over UDP sockets against bare UDP of the same sizes; loopback, two processes."""
+    from json import dumps
+
+    from hil.run.bench_link import PACKET_BYTES, as_data, bench_link
+
+    result = bench_link(
+        packets=packets, repeats=repeats, tell=lambda text: typer.echo(text, err=True)
+    )
+    if json:
+        typer.echo(dumps(as_data(result), indent=2))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    names = {
+        "raw": "UDP, many a call, nothing read",
+        "bare": "UDP, many a call, payloads moved",
+        "bulk": "RoCEv2, many a call",
+        "single": "RoCEv2, one a call",
+    }
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"datagrams of {PACKET_BYTES} B over loopback",
+        caption=f"RoCEv2 in bulk / UDP with payloads moved {result.bulk_to_bare:.2f}, "
+        f"/ nothing read {result.bulk_to_raw:.2f}, / one a call {result.bulk_to_single:.1f}",
+    )
+    for name in ("method", "packets/s", "sender us", "receiver us"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for row in result.streams:
+        table.add_row(
+            names[row.method], f"{row.rate:,.0f}", f"{row.sender_us:.2f}", f"{row.receiver_us:.2f}"
+        )
+    Console().print(table)
+    typer.echo(
+        f"round trip p50: bare UDP {result.bare_p50_us:.1f} us, RoCEv2 {result.roce_p50_us:.1f} us "
+        f"(p99 {result.roce_p99_us:.1f}), ratio {result.round_trip:.2f}"
+    )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -47,14 +47,13 @@ class PeerAddress:
     n_slots: int
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(NamedTuple):
     """Receive completion of a write-with-immediate or a send.
 
     ``slot`` tells where the payload lies (``length`` bytes) unless ``busy``: then nothing was
-    written and nothing must be released. ``imm`` is 0 for a send. ``t_rx_ps`` is the host's
-    monotonic clock right after the packet was taken from the network. ``header``: the first 24
-    payload bytes (fewer if the payload is shorter). ``arrival``: what the PSN audit says; a busy
+    written and nothing must be released. ``imm`` is 0 where there is none. ``t_rx_ps`` is the
+    host's monotonic clock right after the packet was taken from the network. ``header``: the first
+    24 payload bytes (fewer if the payload is shorter). ``arrival``: what the PSN audit says; a busy
     completion may also be the copy of a frame whose original still owns the slot.
     """
 
@@ -123,19 +122,19 @@ class Endpoint(Protocol):
         ...
 
     def post_write_imm(self, payload: Buffer, slot: int) -> None:
-        """UC WRITE ONLY WITH IMM into the peer's slot.
+        """WRITE WITH IMMEDIATE into the peer's slot.
 
-        A payload longer than a packet goes as WRITE ONLYs in front of it, without a gap in the
-        PSN: one message, one completion at the peer, with the length of the whole.
+        A payload longer than a packet goes in several, without a gap in the PSN: one message, one
+        completion at the peer, with the length of the whole.
         """
         ...
 
     def post_write(self, payload: Buffer, slot: int) -> None:
-        """UC WRITE ONLY into the peer's slot: no completion at the peer."""
+        """WRITE into the peer's slot: no completion at the peer. On UC one packet at most."""
         ...
 
     def post_send(self, payload: Buffer) -> None:
-        """UC SEND ONLY: lands in the peer's next slot."""
+        """SEND: lands in the peer's next slot. On UC one packet at most."""
         ...
 
     def prepare(
@@ -144,7 +143,7 @@ class Endpoint(Protocol):
         slots: npt.NDArray[np.int64] | None,
         kind: Kind = "write_imm",
     ) -> Prepared:
-        """Build frames from u1[n, L] for slots i8[n] (``None`` for kind ``send``)."""
+        """Build frames, a packet each, from u1[n, L] for slots i8[n] (None for kind ``send``)."""
         ...
 
     def post(self, prepared: Prepared, index: int) -> None:

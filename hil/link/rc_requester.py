@@ -12,8 +12,8 @@ Rules (InfiniBand Architecture Specification volume 1, chapter 9.7; proven again
 - an ACK is asked for with the last packet of each message, of each repetition and of a full window;
 - NAK 0x60 (sequence): everything from its PSN is sent again. It never restarts the ack timer unless
   it acknowledges something, so that the number of repetitions stays bounded;
-- RNR NAK: nothing is sent for the coded time, then everything from its PSN. Sequence NAKs are
-  ignored while it runs: they speak of the packets behind the refused one;
+- RNR NAK: nothing is sent for the coded time, then everything from its PSN. Sequence NAKs, which
+  speak of the packets behind the refused one, shorten nothing, nor do further RNR NAKs;
 - ack timeout: everything unacknowledged is sent again, at most ``retry_cnt`` times in a row;
 - NAK 0x61, 0x62, 0x63, or too many retries: error. All is flushed and nothing sent any more.
 """
@@ -37,6 +37,7 @@ _FINAL: Final = {
     NAK_ACCESS: "peer refused access to its memory (NAK 0x62)",
     NAK_OPERATION: "peer could not carry out a request (NAK 0x63)",
 }
+_NOTHING: Final = bytearray()
 _ACK_REQUEST_AT: Final = 8
 _ACK_REQUEST: Final = 0x80
 
@@ -102,7 +103,7 @@ class Requester:
     def __init__(self, psn_start: int, attributes: RcAttributes) -> None:
         self._attributes = attributes
         self._timeout_ps = ack_timeout_ps(attributes.timeout)
-        self._ring: list[tuple[bytearray, bool] | None] = [None] * attributes.queue_packets
+        self._ring = [_NOTHING] * attributes.queue_packets
         self._acked = psn_start  # all before it are acknowledged
         self._cursor = psn_start  # the next to be sent
         self._reached = psn_start  # all before it were sent at least once
@@ -131,8 +132,8 @@ class Requester:
         """Queue the packets of one message.
 
         Args:
-            datagrams: BTH .. ICRC each, PSNs from :attr:`psn` on; the ICRC is not looked at, the
-                AckReq bit is set here.
+            datagrams: one or more, BTH .. ICRC each, PSNs from :attr:`psn` on; the ICRC is not
+                looked at, the AckReq bit is set here.
 
         Returns:
             False if it was refused: no room, or error.
@@ -141,9 +142,10 @@ class Requester:
         if self.error or self._end + len(datagrams) - self._acked > depth:
             self.counts["tx_refused"] += 1
             return False
-        for k, datagram in enumerate(datagrams, 1):
-            self._ring[self._end % depth] = (datagram, k == len(datagrams))
+        for datagram in datagrams:
+            self._ring[self._end % depth] = datagram
             self._end += 1
+        datagrams[-1][_ACK_REQUEST_AT] |= _ACK_REQUEST
         return True
 
     def outgoing(self, now_ps: int) -> list[bytearray]:
@@ -157,12 +159,9 @@ class Requester:
         limit = min(self._end, self._acked + self._attributes.window_packets)
         fresh_from = self._reached
         while self._cursor < limit:
-            kept = self._ring[self._cursor % len(self._ring)]
-            if kept is None:  # cannot be: everything from _acked to _end is kept
-                break
-            datagram, last = kept
+            datagram = self._ring[self._cursor % len(self._ring)]
             self._cursor += 1
-            if last or self._cursor in (limit, fresh_from):
+            if self._cursor in (limit, fresh_from):
                 datagram[_ACK_REQUEST_AT] |= _ACK_REQUEST
             out.append(datagram)
         self._reached = max(self._reached, self._cursor)
@@ -190,7 +189,7 @@ class Requester:
         self._retire(place + ack, now_ps)
         if rnr:
             self._wait_for_receiver(syndrome - RNR_NAK, now_ps)
-        elif syndrome == NAK_SEQUENCE and self._rnr_until_ps is None:
+        elif syndrome == NAK_SEQUENCE:
             self._cursor = self._acked
         elif syndrome in _FINAL:
             self.stop(_FINAL[syndrome])
@@ -213,7 +212,7 @@ class Requester:
     def stop(self, reason: str) -> None:
         """Go into error: flush everything, send nothing more."""
         self.error = self.error or reason
-        self._ring = [None]
+        self._ring = [_NOTHING]
         self._acked = self._cursor = self._reached = self._end
         self._deadline_ps = self._rnr_until_ps = None
 
@@ -222,7 +221,7 @@ class Requester:
         if end == self._acked:
             return
         for place in range(self._acked, end):
-            self._ring[place % len(self._ring)] = None
+            self._ring[place % len(self._ring)] = _NOTHING
         self._acked = end
         self._cursor = max(self._cursor, end)
         self._retries = self._rnr_retries = 0

@@ -17,7 +17,6 @@ with the expected PSN is carried out:
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from hil.link.endpoint import HEADER_BYTES, Completion
@@ -57,8 +56,7 @@ class Answer(NamedTuple):
     msn: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Message:
+class _Message(NamedTuple):
     """The message under way: ``arrived`` of ``whole`` bytes (of a SEND: the slot's size)."""
 
     send: bool
@@ -142,7 +140,7 @@ class Responder:
         self.counts["rx_ok"] += 1
         self._expected = (psn + 1) & PSN_MASK
         self._silent = False
-        message = replace(message, arrived=message.arrived + len(payload))
+        message = message._replace(arrived=message.arrived + len(payload))
         self._message = None if form.last else message
         self._msn += form.last
         completion = None

@@ -16,8 +16,10 @@ one. So a message with a hole never completes.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from hil.link.endpoint import HEADER_BYTES, Completion, Kind
 from hil.link.screen import header_fault, payload_of
@@ -28,14 +30,16 @@ from hil.wire.icrc import BTH_BYTES, IcrcPath
 from hil.wire.roce import IMM_BYTES, PSN_BITS, PSN_MASK, slot_imm
 from hil.wire.segments import UC_FORMS, Form
 
+if TYPE_CHECKING:
+    from hil.link.compiled import Batches
+
 COUNTED: Final = (
     *("rx_ok", "rx_busy", "drop_length", "drop_icrc", "drop_opcode", "drop_pkey", "drop_qp"),
     *("drop_rkey", "drop_bounds", "drop_imm", "drop_peer"),
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Begun:
+class _Begun(NamedTuple):
     """A message under way: where and at which PSN it goes on.
 
     ``whole_bytes``: its length if FIRST announced it, None if each packet has its own RETH.
@@ -50,8 +54,7 @@ class _Begun:
     header: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(NamedTuple):
     """Where a payload goes; ``begun``: the message that it continues."""
 
     slot: int
@@ -125,6 +128,27 @@ class Receiver:
             arrival,
         )
 
+    def accept_batches(self, batches: Batches) -> npt.NDArray[np.int64]:
+        """Store the leading datagrams that are plain and in order, at once.
+
+        The result is that of :meth:`accept` on each of them; the first one that is not a whole
+        write with immediate, for a free slot and with the next PSN, is left to :meth:`accept`.
+
+        Returns:
+            Their slots, i8[k].
+        """
+        from hil.link.compiled import accept_writes  # compiled: only where it is used
+
+        slots = self._slots
+        expected = (self._qp, slots.rkey, self.audit.expected or 0, slots.base_va)
+        memory = (slots.stride, slots.owners_u1, slots.memory_u1)
+        found = accept_writes(batches, expected, memory)
+        if len(found):
+            self._begun = None
+            self.counts["rx_ok"] += len(found)
+            self.audit.in_order(len(found))
+        return found
+
     def _store(self, place: _Place, form: Form, psn: int, payload: memoryview) -> _Begun:
         """Write the payload unless the slot is owned; how far the message has come by it."""
         before = place.begun
@@ -162,7 +186,7 @@ class Receiver:
 
     def _written(self, datagram: memoryview, form: Form, psn: int, length: int) -> _Place | str:
         va, rkey, announced = struct.unpack_from("!QII", datagram, BTH_BYTES)
-        if announced != length if form.last else announced < length:
+        if announced != length if form.last else announced <= length:
             return "drop_length"
         if rkey != self._slots.rkey:
             return "drop_rkey"

@@ -46,6 +46,7 @@ class SequenceAudit:
         duplicate: numbers seen again.
         reordered: numbers that came late and filled their gap.
         stale: numbers too old to be judged.
+        widest: most numbers skipped at once, whether some of them came later or not.
 
     Args:
         bits: width of the number, 2..64.
@@ -56,7 +57,7 @@ class SequenceAudit:
 
     __slots__ = (
         *("_half", "_mask", "_memory", "_next", "_position", "_seen", "_size"),
-        *("duplicate", "gaps", "lost", "received", "reordered", "stale"),
+        *("duplicate", "gaps", "lost", "received", "reordered", "stale", "widest"),
     )
 
     def __init__(self, bits: int, start: int | None = 0, memory: int = DEFAULT_MEMORY) -> None:
@@ -74,7 +75,7 @@ class SequenceAudit:
         self._next = start
         self._position = 0  # numbers from the start of the stream to the expected one
         self.received = self.gaps = self.lost = 0
-        self.duplicate = self.reordered = self.stale = 0
+        self.duplicate = self.reordered = self.stale = self.widest = 0
 
     @property
     def expected(self) -> int | None:
@@ -94,6 +95,7 @@ class SequenceAudit:
         if ahead < self._half:
             self.gaps += 1
             self.lost += ahead
+            self.widest = max(self.widest, ahead)
             self._advance(ahead + 1)
             return Arrival.GAP
         age = self._size - ahead
@@ -128,6 +130,11 @@ class SequenceAudit:
             return np.fromiter((self.observe(int(v)) for v in values), np.uint8, len(values))
         return self._judge(ahead)
 
+    def in_order(self, count: int) -> None:
+        """Book so many numbers that were each the expected one."""
+        self.received += count
+        self._skip(count, b"\x01")
+
     def close(self, next_number: int) -> int:
         """The sender says which number would come next: count what is missing at the end.
 
@@ -141,6 +148,7 @@ class SequenceAudit:
             return 0
         self.gaps += 1
         self.lost += missing
+        self.widest = max(self.widest, missing)
         self._skip(missing)
         return missing
 
@@ -155,13 +163,13 @@ class SequenceAudit:
         self._seen[self._position % self._memory] = 1
         self._move(1)
 
-    def _skip(self, steps: int) -> None:
+    def _skip(self, steps: int, seen: bytes = b"\x00") -> None:
         memory = self._memory
         count = min(steps, memory)
         first = self._position % memory
         end = min(first + count, memory)
-        self._seen[first:end] = bytes(end - first)
-        self._seen[: first + count - end] = bytes(first + count - end)
+        self._seen[first:end] = seen * (end - first)
+        self._seen[: first + count - end] = seen * (first + count - end)
         self._move(steps)
 
     def _move(self, steps: int) -> None:
@@ -191,6 +199,7 @@ class SequenceAudit:
         self.received += len(ahead)
         self.gaps += int(jumps.sum())
         self.lost += int(distance[jumps].sum())
+        self.widest = max(self.widest, int(distance.max()))
         behind = np.flatnonzero(distance < 0)
         if len(behind):
             codes[behind] = self._judge_behind(ahead, distance, behind)

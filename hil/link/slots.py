@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from hil.errors import LinkError
 from hil.wire.roce import MAX_SLOTS, STRIDE_UNIT
 
@@ -19,6 +22,8 @@ class Slots:
     Attributes:
         memory: all slots, writable.
         owned: one byte per slot, 1 = owned by the application.
+        memory_u1: the same memory as an array, u1[n_slots * stride].
+        owners_u1: ``owned`` as an array, u1[n_slots].
         n_slots: 0 until :meth:`register`.
         stride: bytes from slot to slot.
         next_send: the slot that the next send fills.
@@ -30,13 +35,15 @@ class Slots:
     """
 
     __slots__ = (
-        *("_unit", "base_va", "memory", "n_slots", "next_send", "owned", "rkey", "stride"),
+        *("_unit", "base_va", "memory", "memory_u1", "n_slots", "next_send", "owned", "owners_u1"),
+        *("rkey", "stride"),
     )
 
     def __init__(self, rkey: int, base_va: int = BASE_VA, unit: int = STRIDE_UNIT) -> None:
         self.rkey, self.base_va, self._unit = rkey, base_va, unit
         self.memory = memoryview(b"")
         self.owned = bytearray()
+        self.memory_u1 = self.owners_u1 = np.empty(0, np.uint8)
         self.n_slots = self.stride = self.next_send = 0
 
     def register(self, n_slots: int, slot_bytes: int) -> memoryview:
@@ -55,6 +62,8 @@ class Slots:
         self.stride = -(-slot_bytes // self._unit) * self._unit
         self.memory = memoryview(bytearray(n_slots * self.stride))
         self.owned = bytearray(n_slots)
+        self.memory_u1 = np.frombuffer(self.memory, np.uint8)
+        self.owners_u1 = np.frombuffer(self.owned, np.uint8)
         return self.memory
 
     def locate(self, va: int, length: int) -> tuple[int, int] | None:
@@ -87,3 +96,17 @@ class Slots:
                 "slot is not owned", got=str(slot), fix="release once, and never a busy completion"
             )
         self.owned[slot] = 0
+
+    def release_many(self, slots: npt.NDArray[np.int64]) -> None:
+        """Take different slots i8[n] back at once.
+
+        Raises:
+            LinkError: the application does not own one of them; then none is taken back.
+        """
+        try:
+            owned = slots.min(initial=0) >= 0 and self.owners_u1[slots].all()
+        except IndexError:
+            owned = False
+        if not owned:
+            raise LinkError("slots are not owned", got=str(slots.tolist()), fix="release once")
+        self.owners_u1[slots] = 0

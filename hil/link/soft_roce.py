@@ -29,7 +29,7 @@ Tap: TypeAlias = Callable[[bool, int, Buffer], None]
 """Is shown each datagram (BTH .. ICRC): sent (or received), monotonic ps, bytes to be copied."""
 
 _SEND_WAIT_S: Final = 1.0
-_JUNK_PER_POLL: Final = 1024  # so that a flood of foreign datagrams cannot hold poll() for ever
+JUNK_PER_POLL: Final = 1024  # so that a flood of foreign datagrams cannot hold poll() for ever
 _IP_MTU_DISCOVER: Final = 10  # Linux <linux/in.h>; the socket module lacks these two
 _IP_PMTUDISC_DO: Final = 2
 _SO_MEMINFO: Final = 55
@@ -109,8 +109,7 @@ class SoftRoceEndpoint(PacketEndpoint):
         try:
             self._socket.sendto(datagram, self._peer_end)
         except BlockingIOError:
-            if not select.select((), (self._socket,), (), _SEND_WAIT_S)[1]:
-                raise LinkError("send queue stayed full for 1 s", where=self._name()) from None
+            self._wait_for_room()
             self.transmit(datagram)
             return
         except OSError as error:
@@ -126,7 +125,7 @@ class SoftRoceEndpoint(PacketEndpoint):
         """
         found: list[Completion] = []
         receive, view, end = self._socket.recvfrom_into, self._view, self._peer_end
-        for _ in range(max_completions + _JUNK_PER_POLL):
+        for _ in range(max_completions + JUNK_PER_POLL):
             if len(found) == max_completions:
                 break
             try:
@@ -147,7 +146,7 @@ class SoftRoceEndpoint(PacketEndpoint):
         self._timers(monotonic_ps())
         return found
 
-    def fileno(self) -> int | None:
+    def fileno(self) -> int:
         """Descriptor of the socket."""
         return self._socket.fileno()
 
@@ -155,6 +154,10 @@ class SoftRoceEndpoint(PacketEndpoint):
         """See :meth:`hil.link.endpoint.Endpoint.close`."""
         self._dropped_at_close = self._overflow()
         self._socket.close()
+
+    def _wait_for_room(self) -> None:
+        if not select.select((), (self._socket,), (), _SEND_WAIT_S)[1]:
+            raise LinkError("send queue stayed full for 1 s", where=self._name())
 
     def _overflow(self) -> int:
         closed = self._socket.fileno() < 0

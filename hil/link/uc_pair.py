@@ -86,9 +86,15 @@ class UcPair:
     def post(self, datagrams: Sequence[bytearray]) -> bool:
         """Queue packets with PSNs from :attr:`psn` on; never refused."""
         self._waiting += datagrams
-        self._psn = (self._psn + len(datagrams)) & PSN_MASK
-        self._sent += len(datagrams)
+        self.number(len(datagrams))
         return True
+
+    def number(self, datagrams: int) -> int:
+        """Count packets that are sent past this pair; the PSN of the first of them."""
+        first = self._psn
+        self._psn = (first + datagrams) & PSN_MASK
+        self._sent += datagrams
+        return first
 
     def outgoing(self, now_ps: int) -> list[bytearray]:
         """What was posted since the last call."""

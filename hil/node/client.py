@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,9 +20,10 @@ import numpy as np
 
 from hil.errors import NodeError, UsageError
 from hil.link.endpoint import Endpoint, Prepared
+from hil.link.fault_plan import LinkPlan
 from hil.link.soft_roce import Tap
 from hil.node.config import Launch, NodeConfig, Peer
-from hil.node.endpoints import open_endpoint, reply_slot_bytes
+from hil.node.endpoints import cable, needs_cable, open_endpoint, reply_slot_bytes
 from hil.node.exchange import U8, Exchange, NodeLostError, Plan, concatenate
 from hil.node.ledger import Batch, Ledger
 from hil.node.process import NodeProcess
@@ -68,8 +70,9 @@ class RackClient:
     Args:
         config: the exchange.
         start_timeout_s: limit for the node's start, decoders built and warm.
-        wrap: lets tests put faults around the rack's endpoint.
+        wrap: puts faults around the rack's endpoint.
         tap: is shown every frame that the rack sends or receives.
+        answer_faults: what the port of the node does to answers on their way out.
         attach: finds a node that runs already (``hil.node.remote``); it keeps its stamps.
             ``None``: a process of our own is started.
 
@@ -85,9 +88,12 @@ class RackClient:
         start_timeout_s: float = 120.0,
         wrap: Callable[[Endpoint], Endpoint] | None = None,
         tap: Tap | None = None,
+        answer_faults: LinkPlan | None = None,
         attach: Attach | None = None,
     ) -> None:
         self._config = config
+        self._answer_faults = answer_faults
+        self._cable: socket.socket | None = None
         self._ledger = Ledger(config)
         self._held: deque[tuple[int, Prepared, int]] = deque()  # due, frames, index
         self._late_sends = 0
@@ -104,7 +110,11 @@ class RackClient:
 
     def _open(self, wrap: Callable[[Endpoint], Endpoint] | None, tap: Tap | None) -> None:
         config = self._config
-        self._endpoint: Endpoint = open_endpoint(config, "rack", tap)
+        mine = None
+        if needs_cable(config):
+            mine, self._cable = cable()
+            self._stack.enter_context(self._cable)
+        self._endpoint: Endpoint = open_endpoint(config, "rack", tap, mine)
         self._stack.callback(self._endpoint.close)
         if wrap is not None:
             self._endpoint = wrap(self._endpoint)
@@ -131,8 +141,11 @@ class RackClient:
                 peer=Peer(**asdict(self._endpoint.address())),
                 stamp_path=f"/proc/self/fd/{stamps}",
                 parent_pid=os.getpid(),
+                cable=None if self._cable is None else self._cable.fileno(),
+                answer_faults=self._answer_faults,
             )
-            return NodeProcess(launch, timeout_s=timeout_s, pass_fds=(stamps,))
+            inherited = (stamps,) if self._cable is None else (stamps, self._cable.fileno())
+            return NodeProcess(launch, timeout_s=timeout_s, pass_fds=inherited)
         finally:
             os.close(stamps)
 
@@ -190,7 +203,8 @@ class RackClient:
             spin: do not sleep in the last 150 us before a send instant (wants a core).
 
         Raises:
-            NodeLostError: the node died; ``partial`` carries what is known.
+            NodeLostError: the node died, or the connection to it (RC); ``partial`` carries what
+                is known.
             UsageError: a plan does not fit.
             LinkError: the network refused a frame.
         """
@@ -208,7 +222,7 @@ class RackClient:
                 housekeeping_ps = now_ps + _HOUSEKEEPING_PS
                 self._ledger.declare_overdue(now_ps)
                 if not self._node.is_alive():
-                    raise self._lost()
+                    raise self._lost("the decoder node died", self._node.epitaph())
             yield from self._finished(now_ps)
 
     def predecode(self, detectors: U8) -> tuple[Status, Correction | None]:
@@ -268,14 +282,22 @@ class RackClient:
     def _wait(self, until_ps: int | None, *, spin: bool) -> None:
         """Sleep until a reply, the node's end, or the instant ``until_ps`` (exact if spinning)."""
         exact = spin or bool(self._held)
-        wait_ps = _HOUSEKEEPING_PS if until_ps is None else until_ps - monotonic_ps()
+        now_ps = monotonic_ps()
+        wait_ps = _HOUSEKEEPING_PS if until_ps is None else until_ps - now_ps
         if exact:
             wait_ps -= POLL_PS
+        timer_ps = self._endpoint.next_timer_ps()
+        if timer_ps is not None:
+            wait_ps = min(wait_ps, timer_ps - now_ps)
         wait_s = min(max(0, wait_ps), _HOUSEKEEPING_PS) / PS_PER_S
-        listen: list[Any] = [self._endpoint.fileno(), self._node]
+        heard = self._endpoint.fileno()
+        listen: list[Any] = [self._node] if heard is None else [heard, self._node]
+        wait_s = wait_s if heard is not None else 0.0  # a device must be polled
         readable, _, _ = select.select(listen, (), (), wait_s)
         if self._node in readable:
-            raise self._lost()
+            raise self._lost("the decoder node died", self._node.epitaph())
+        if self._endpoint.error:
+            raise self._lost("the connection to the decoder node is dead", self._endpoint.error)
         if exact and until_ps is not None:
             self._spin_until(until_ps)
 
@@ -352,7 +374,7 @@ class RackClient:
                 return
             yield self._ledger.close(batches[0], self._stamps)
 
-    def _lost(self) -> NodeLostError:
+    def _lost(self, what: str, why: str) -> NodeLostError:
         """The error that tells of the node's end, with everything that came before it."""
         self._take_replies()
         parts = [
@@ -360,8 +382,8 @@ class RackClient:
             for batch in list(self._ledger.batches)
         ]
         return NodeLostError(
-            "the decoder node died",
+            what,
             where=self._node.name,
-            got=self._node.epitaph(),
+            got=why,
             partial=concatenate(parts) if parts else None,
         )

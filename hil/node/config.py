@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from functools import cached_property
 from itertools import pairwise
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,17 @@ from gpu_decoder.ising.config import PredecoderConfig
 from gpu_decoder.policy import RECOVERABLE
 from gpu_decoder.protocol import Reason
 from hil.errors import UsageError
+from hil.link.endpoint import Transport
+from hil.link.fault_plan import LinkPlan
+from hil.link.rc_requester import RcAttributes
 from hil.timebase import PS_PER_MS, PS_PER_S
 from hil.wire.rpc import EnvelopeKind
+from hil.wire.segments import path_mtu
 
 HOPS: Final = ("uplink", "deliver", "queue", "decode", "reply", "downlink")
 """Hops whose delay can be injected in a live run, in the order of a shot's life."""
 
+_ACK_TIMEOUT: Final = 17
 NonNegative = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Psn = Annotated[int, Field(ge=0, lt=1 << 24)]
@@ -100,13 +105,21 @@ class DetectorMap(_Model):
     inverted: tuple[NonNegative, ...] = ()
 
 
+LiveNetwork: TypeAlias = Literal["soft_roce", "frames", "verbs", "cudaq_udp"]
+"""Network backends on which messages really travel."""
+
+
 class NodeConfig(_Model):
     """Configuration of one live exchange: addresses, geometry of a shot, decoders, policy, faults.
 
     Attributes:
         rack_address: IPv4 address of the rack's endpoint, loopback unless ``allow_remote``.
         node_address: address of the node's endpoint, another one.
-        network: what carries the messages (``hil.node.endpoints``).
+        network: what carries the messages (``hil.node.endpoints``). With ``verbs`` the addresses
+            are those of the devices.
+        rack_device: ``verbs``: the rack's RDMA device; ``frames``: its network interface, or
+            ``None`` on both sides for a pair of UNIX sockets.
+        node_device: the same of the node.
         udp_port: UDP port of both (4791 is RoCEv2's).
         psn_start_up: first packet sequence number rack -> node.
         psn_start_down: first packet sequence number node -> rack.
@@ -149,6 +162,8 @@ class NodeConfig(_Model):
         delays: injected delays and stalls.
         breakages: shots whose primary decode is broken; the first that names a shot counts.
         mtu_bytes: path MTU of both directions.
+        transport: connection of both directions, unreliable or reliable. On ``rc`` a full ring is
+            never answered BUSY: the rack's frames wait for a slot (RNR).
         allow_remote: addresses may lie outside this machine.
         rack_qp: queue pair of the rack, for a node that was told it; random if ``None``.
         reply_bytes: least size of a reply slot, for a node whose replies fill a whole slot.
@@ -156,7 +171,9 @@ class NodeConfig(_Model):
 
     rack_address: str
     node_address: str
-    network: Literal["soft_roce", "cudaq_udp"] = "soft_roce"
+    network: LiveNetwork = "soft_roce"
+    rack_device: str | None = None
+    node_device: str | None = None
     udp_port: Annotated[int, Field(ge=1, le=65535)] = 4791
     psn_start_up: Psn = 0
     psn_start_down: Psn = 0
@@ -194,6 +211,7 @@ class NodeConfig(_Model):
     delays: Delays = Delays()
     breakages: tuple[Breakage, ...] = ()
     mtu_bytes: Annotated[int, Field(ge=256, le=4096)] = 1500
+    transport: Transport = "uc"
     allow_remote: bool = False
     rack_qp: Annotated[int, Field(ge=1, lt=1 << 24)] | None = None
     reply_bytes: NonNegative = 0
@@ -231,7 +249,13 @@ class NodeConfig(_Model):
             UsageError: naming the field, what it holds and what is allowed.
         """
         for name in ("rack_address", "node_address"):
-            _check_address(name, getattr(self, name), allow_remote=self.allow_remote)
+            remote = self.allow_remote or self.network == "verbs"
+            _check_address(name, getattr(self, name), allow_remote=remote)
+        devices = {"frames": (False, True), "verbs": (True,)}.get(self.network, (False,))
+        given = (self.rack_device is not None, self.node_device is not None)
+        if given[0] != given[1] or given[0] not in devices:
+            got = f"{self.rack_device}, {self.node_device}, network {self.network}"
+            _refuse("rack_device, node_device", got, "both for verbs, both or none for frames")
         if self.rack_address == self.node_address:
             _refuse("node_address", self.node_address, "another address than rack_address")
         for name, value in (("primary", self.primary), ("fallback", self.fallback)):
@@ -323,6 +347,15 @@ class NodeConfig(_Model):
         """Per block the detector index of each bit, int64 [bits]."""
         return tuple(np.asarray(block, dtype=np.int64) for block in self.block_detectors)
 
+    @property
+    def rc_attributes(self) -> RcAttributes:
+        """Limits and times of both ends on RC.
+
+        The ack timeout is 0.54 s, so that error comes after 4.3 s: a rack that is busy elsewhere
+        between two plans must not be taken for dead.
+        """
+        return RcAttributes(path_mtu=path_mtu(self.mtu_bytes), timeout=_ACK_TIMEOUT)
+
     def broken(self, shot: int) -> Reason:
         """How the primary decode of ``shot`` is to break; ``NONE`` for almost all."""
         for breakage in self.breakages:
@@ -355,12 +388,23 @@ class Peer(_Model):
 
 
 class Launch(_Model):
-    """The control line that starts a node: configuration, the rack's receiver, the stamp file."""
+    """The control line that starts a node.
+
+    Attributes:
+        config: the exchange.
+        peer: the rack's receiver.
+        stamp_path: the stamp file.
+        parent_pid: the rack's process.
+        cable: inherited descriptor of the node's end of the cable, if there is one.
+        answer_faults: what its port does to answers on their way out; decoders never see it.
+    """
 
     config: NodeConfig
     peer: Peer
     stamp_path: str
     parent_pid: int
+    cable: int | None = None
+    answer_faults: LinkPlan | None = None
 
 
 def _check_address(name: str, text: str, *, allow_remote: bool) -> None:

@@ -15,13 +15,16 @@ import json
 import os
 import select
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any, Final, TextIO
 
-from hil.errors import HilError, NodeError
-from hil.link.endpoint import Completion, PeerAddress
+from hil.errors import HilError, LinkError, NodeError
+from hil.link.endpoint import Completion, Endpoint, PeerAddress
+from hil.link.faults import Faulty
+from hil.link.message_numbers import AnswerNumbers
 from hil.node.config import Launch
 from hil.node.endpoints import open_endpoint, slot_bytes
 from hil.node.processes import signal_when_parent_dies
@@ -70,8 +73,12 @@ class Server:
         try:
             self._stamps = StampWriter(launch.stamp_path)
             self._stack.callback(self._stamps.close)
-            self._endpoint = open_endpoint(config, "node")
+            end = None if launch.cable is None else socket.socket(fileno=launch.cable)
+            self._endpoint: Endpoint = open_endpoint(config, "node", end=end)
             self._stack.callback(self._endpoint.close)
+            if launch.answer_faults is not None:
+                numbers = AnswerNumbers(config.messages_per_shot)
+                self._endpoint = Faulty(self._endpoint, launch.answer_faults, numbers)
             self._memory = self._endpoint.register(config.ring_slots, slot_bytes(config))
             self._endpoint.connect(PeerAddress(**launch.peer.model_dump()))
             self._stride = self._endpoint.address().stride
@@ -124,13 +131,14 @@ class Server:
 
         Raises:
             NodeError: a decode worker died.
-            LinkError: the network refused a reply.
+            LinkError: the network refused a reply, or the connection is in error (RC).
         """
         said = b""
         workers = list(self._workers)
-        listen: list[Any] = [self._endpoint.fileno(), control, *workers]
+        heard = self._endpoint.fileno()
+        listen: list[Any] = [*(() if heard is None else (heard,)), control, *workers]
         while True:
-            timeout_s = self._pause_s()
+            timeout_s = self._pause_s() if heard is not None else 0.0  # a device must be polled
             while self._hold and self._hold[0][0] <= monotonic_ps():
                 heapq.heappop(self._hold)[2]()
             readable, _, _ = select.select(listen, (), (), timeout_s)
@@ -143,6 +151,8 @@ class Server:
                     break
                 self._take_frame(completions[0])
             self._do(self._session.tick(monotonic_ps()))
+            if self._endpoint.error:
+                raise LinkError("connection to the rack is in error", got=self._endpoint.error)
             if control in readable:
                 more = os.read(control, 4096)
                 said += more
@@ -166,9 +176,8 @@ class Server:
     def _pause_s(self) -> float:
         """How long to wait for descriptors; an instant that is very near is waited for here."""
         timers = [self._hold[0][0]] if self._hold else []
-        session_ps = self._session.next_timer_ps()
-        if session_ps is not None:
-            timers.append(session_ps)
+        wanted = (self._session.next_timer_ps(), self._endpoint.next_timer_ps())
+        timers += [timer_ps for timer_ps in wanted if timer_ps is not None]
         if not timers:
             return 0.0 if self._config.spin else _IDLE_S
         due_ps = min(timers)

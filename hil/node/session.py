@@ -180,8 +180,9 @@ class Session:
         return actions
 
     def counters(self) -> dict[str, int]:
-        """Messages and shots by fate; ``lost`` .. ``stale`` are counts of application counters."""
-        return {**self._intake.audit.counts(), **self._count}
+        """Messages and shots by fate; ``lost`` .. ``widest`` are those of application counters."""
+        audit = self._intake.audit
+        return {**audit.counts(), "widest": audit.widest, **self._count}
 
     # -- messages -----------------------------------------------------------------------------
 

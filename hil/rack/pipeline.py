@@ -147,6 +147,10 @@ def finish(
     answer that would be applied after its deadline is discarded by the rack (``valid_until``):
     status ``timeout``, T10 missing. Under ``never`` it is applied late.
     """
+    if work.undelivered is not None:
+        gone = work.undelivered & (path != Path.UNANSWERED)
+        path = np.where(gone, np.uint8(Path.UNANSWERED), path)
+        reason = np.where(gone, np.uint8(Reason.TRANSPORT_LOSS), reason)
     answered = path != Path.UNANSWERED
     deadline = stamps[0][:, -1] + pipeline.deadline_ps
 

@@ -20,6 +20,7 @@ from hil.rack.draws import (
     stage_generator,
 )
 from hil.rack.events import EventExecutor
+from hil.rack.link_faults import link_plans, with_link_faults
 from hil.rack.pipeline import Pipeline, StageExecutor, Station
 from hil.rack.timeline import I64, Workload
 from hil.scenario.latency import Latency, Recorded
@@ -269,7 +270,10 @@ class WorkloadSource:
         )
 
     def with_faults(self, work: Workload, *, only: frozenset[str] | None = None) -> Workload:
-        """Add the scenario's injected faults (``only``: hops that are models)."""
+        """Add the scenario's injected faults.
+
+        ``only``: of a live run the hops that are models; there frames suffer on the links.
+        """
         for fault in self.scenario.faults.values():
             if isinstance(fault, StallFault):
                 if only is None or "decode" in only:
@@ -277,8 +281,11 @@ class WorkloadSource:
             elif isinstance(fault, BreakFault):
                 if only is None or "decode" in only:
                     work = _broken(work, fault)
-            elif only is None or fault.target in only:
+            elif isinstance(fault, DelayFault) and (only is None or fault.target in only):
                 work = _delayed(work, fault)
+        if only is None and self.scenario.link_faults:
+            plans = link_plans(self.scenario)
+            work = with_link_faults(work, plans, self.scenario.system.qpu.n_blocks)
         return work
 
     @property

@@ -59,10 +59,12 @@ class Workload:
         reply_ps: [n] from decode end to first bit of the reply.
         downlink_ps: [n] reply's flight.
         apply_ps: [n] from reply received to correction in effect.
-        lost: [n, r] True where a frame never reached the decoder (live runs), or ``None``.
+        lost: [n, r] True where a frame never reached the decoder, or ``None``.
         failed: uint8 [n] ``gpu_decoder.protocol.Reason`` for which the primary gives the shot up
             when its service time is over (0 = it does not), or ``None``.
         pre_ps: [n] the pre-decoder's share of ``primary_ps``, its first part; ``None`` without one.
+        undelivered: [n] True where the rack gets no answer though a decoder may have one (request
+            or answer lost on a link), or ``None``.
     """
 
     first_shot: int
@@ -81,6 +83,7 @@ class Workload:
     lost: NDArray[np.bool_] | None = None
     failed: U8 | None = None
     pre_ps: I64 | None = None
+    undelivered: NDArray[np.bool_] | None = None
 
     @property
     def n_shots(self) -> int:
@@ -106,6 +109,7 @@ class Workload:
             None if self.lost is None else self.lost[start:stop],
             None if self.failed is None else self.failed[start:stop],
             None if self.pre_ps is None else self.pre_ps[start:stop],
+            None if self.undelivered is None else self.undelivered[start:stop],
         )
 
 

@@ -41,6 +41,15 @@ class FaultRow:
 
 
 @dataclass(frozen=True, slots=True)
+class DetectorRow:
+    """One detector of faults: how often it fired, and whether it had to, might or must not."""
+
+    name: str
+    alarms: int
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
 class EvidenceRow:
     """Where the time of one stage or link comes from (class of evidence and source)."""
 
@@ -66,7 +75,8 @@ class RunFacts:
         workload: what was streamed (circuit, distance, rounds, noise, cadence), name and text.
         executed: requested and executed parts.
         faults: injected faults.
-        detectors: counters of link and node and of all that watches for faults, name and events.
+        alarms: detectors of faults; empty where nothing was there for them to read.
+        detectors: counters of link and node, which they read, name and events.
         evidence: evidence class per stage and link.
         provenance: identities and hashes, name and text.
         seeds: named seeds.
@@ -88,6 +98,7 @@ class RunFacts:
     workload: Pairs = ()
     executed: tuple[Executed, ...] = ()
     faults: tuple[FaultRow, ...] = ()
+    alarms: tuple[DetectorRow, ...] = ()
     detectors: tuple[tuple[str, int], ...] = ()
     evidence: tuple[EvidenceRow, ...] = ()
     provenance: Pairs = ()

@@ -39,7 +39,7 @@ def _parts(document: Document, width: int) -> list[RenderableType]:
         parts += [_expectations(document, width), *_remarks(document, width)]
     if document.hops:
         parts += ["", _hops(document, width)]
-    parts += ["", _figures(document, width), _counts_line(document)]
+    parts += ["", _figures(document, width), _counts_line(document), *_faults(document)]
     parts += [Text(line, style="dim") for line in (*_decoded_by(document), *document.labels)]
     if document.facts.files:
         parts.append(_files(document))
@@ -169,6 +169,19 @@ def _counts_line(document: Document) -> Text:
     if missing:
         parts.append(f"not counted: {', '.join(missing)}")
     return Text(f"counts: {'; '.join(parts) or 'none taken'}")
+
+
+def _faults(document: Document) -> list[Text]:
+    """What was injected and when, which detectors fired and which had to."""
+    facts = document.facts
+    lines = [Text(f"fault {row.id}: {row.what}, {row.when}") for row in facts.faults]
+    if facts.faults and facts.alarms:
+        told = [row for row in facts.alarms if row.alarms or row.role.startswith("must fire")]
+        rest = len(facts.alarms) - len(told)
+        parts = [f"{row.name} {count(row.alarms)} ({row.role})" for row in told]
+        parts += [f"{'the other' if told else 'all'} {rest} silent"] if rest else []
+        lines.append(Text(f"detectors: {'; '.join(parts)}"))
+    return lines
 
 
 def _decoded_by(document: Document) -> tuple[str, ...]:

@@ -36,6 +36,10 @@ _LINKS: Final = {
     "soft_roce": "RoCEv2 frames with exact ICRC over UDP sockets on loopback, real processes; "
     "no RDMA device: its timing says nothing about one",
     "cudaq_udp": "plain UDP datagrams on loopback, one per slot; no packet number, no ICRC",
+    "frames": "RoCEv2 in whole Ethernet frames made here, over a pair of UNIX sockets between real "
+    "processes, or over interfaces that are named (CAP_NET_RAW); foreign ICRCs are checked",
+    "verbs": "RDMA devices that are named, through pyverbs; proven against Linux rdma_rxe, on "
+    "hardware not run yet",
 }
 
 

@@ -1,9 +1,9 @@
-"""Rows beside the shots: injected faults, and in live runs the frames that crossed the link."""
+"""Rows beside the shots: in live runs the frames that crossed the link."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -12,45 +12,18 @@ from hil.node.config import NodeConfig
 from hil.node.endpoints import reply_slot_bytes, slot_bytes
 from hil.node.exchange import Exchange
 from hil.rack.timeline import I64
-from hil.scenario.model import BreakFault, DelayFault, Fault, QpuSpec
 from hil.timebase import MISSING_PS
 from hil.trace.column import Array
-from hil.trace.schema import Block, ByteWidths, block, clip, code
+from hil.trace.schema import Block, ByteWidths, block, code
 from hil.wire.hsb import round128
 from hil.wire.rpc import ENVELOPE_BYTES, HEADER_BYTES, Status
 from hil.wire.rpc_batch import row_bytes
 
-_UP_OPCODE, _DOWN_OPCODE, _NO_OPCODE = 0x2B, 0x24, 0xFF
+_OPCODES: Final = {"uc": (0x2B, 0x24), "rc": (0x0B, 0x04)}
+_NO_OPCODE = 0xFF
 _UP_OVERHEAD_BYTES, _DOWN_OVERHEAD_BYTES = 36, 16  # BTH, RETH + immediate (up), ICRC
 _NO_PSN = 0xFFFFFFFF
 _LINK_UP, _LINK_DOWN = 0, 1
-
-
-def fault_rows(faults: Mapping[str, Fault], qpu: QpuSpec, widths: ByteWidths) -> Block | None:
-    """One ``begin`` row per injected fault, at the scheduled start of its first shot."""
-    if not faults:
-        return None
-    rows = list(faults.items())
-    return block(
-        "faults",
-        len(rows),
-        widths,
-        t_ps=np.array([f.at.shot * qpu.shot_period_ps for _, f in rows], dtype=np.int64),
-        id=np.array([clip("faults", "id", name) for name, _ in rows]),
-        kind=np.array([clip("faults", "kind", f.kind) for _, f in rows]),
-        target=np.array([clip("faults", "target", _target(f)) for _, f in rows]),
-        phase=code("faults", "phase", "begin"),
-        value=np.array([_value(f) for _, f in rows]),
-    )
-
-
-def _value(fault: Fault) -> float:
-    """Added time in ps, or shots that are broken."""
-    return float(fault.shots if isinstance(fault, BreakFault) else fault.value_ps)
-
-
-def _target(fault: Fault) -> str:
-    return f"hop {fault.target}" if isinstance(fault, DelayFault) else f"decoder {fault.target}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +52,7 @@ def framing_of(config: NodeConfig, message_bytes: int) -> Framing:
         return Framing((_NO_OPCODE, _NO_OPCODE), None, to_node, to_rack, to_rack)
     bare = HEADER_BYTES + (ENVELOPE_BYTES if config.envelope == "hil" else 0)
     return Framing(
-        (_UP_OPCODE, _DOWN_OPCODE),
+        _OPCODES[config.transport],
         config.psn_start_up,
         message_bytes + _UP_OVERHEAD_BYTES,
         row_bytes(bare + config.prediction_bytes) + _DOWN_OVERHEAD_BYTES,

@@ -7,10 +7,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hil.report.build import build
-from hil.report.document import Document, EvidenceRow, Executed, FaultRow, RunFacts
+from hil.report.document import (
+    DetectorRow,
+    Document,
+    EvidenceRow,
+    Executed,
+    FaultRow,
+    RunFacts,
+)
 from hil.report.write import write_all
 from hil.run import provenance
+<<<<<<< HEAD
+from hil.scenario.model import (
+    LINK_FAULTS,
+    BreakFault,
+    DelayFault,
+    LinkFault,
+    PauseFault,
+    Scenario,
+    UserCircuit,
+)
+=======
+from hil.scenario.bind import NetworkBinding
 from hil.scenario.model import BreakFault, DelayFault, Scenario, UserCircuit
+>>>>>>> frm
 from hil.trace.schema import code
 from hil.units import format_ps
 from hil.verdict.judge import Verdict
@@ -51,6 +71,7 @@ def build_document(outcome: Outcome) -> Document:
         workload=_workload(scenario, rig.code.n_detectors),
         executed=_executed(rig),
         faults=_faults(scenario),
+        alarms=_alarms(rig),
         detectors=tuple(sorted(rig.details.items())),
         evidence=_evidence(scenario),
         provenance=(
@@ -165,6 +186,9 @@ def _faults(scenario: Scenario) -> tuple[FaultRow, ...]:
     for name, fault in scenario.faults.items():
         target = fault.target
         until = "once"
+        if isinstance(fault, LINK_FAULTS):
+            rows.append(FaultRow(name, _link_fault(fault), _window_of(scenario, fault)))
+            continue
         if isinstance(fault, BreakFault):
             what = f"{fault.kind} on {target}"
             until = f"{fault.shots} shots" if fault.shots > 1 else "once"
@@ -175,6 +199,35 @@ def _faults(scenario: Scenario) -> tuple[FaultRow, ...]:
             until = f"{burst.shots} of every {burst.every} shots" if burst else "to the end"
         rows.append(FaultRow(name, what, f"from shot {fault.at.shot}, {until}"))
     return tuple(rows)
+
+
+def _link_fault(fault: LinkFault) -> str:
+    if isinstance(fault, PauseFault):
+        again = "" if fault.every_ps is None else f" every {format_ps(fault.every_ps)}"
+        what = f"pause of {format_ps(fault.value_ps)}{again}"
+    else:
+        sizes = fault.model_dump(
+            exclude={"kind", "target", "at", "for_ps", "caught_by", "p"}, exclude_none=True
+        )
+        more = "".join(f", {name} {value}" for name, value in sizes.items())
+        what = f"{fault.kind} of {100 * fault.p:g} % of the frames{more}"
+    caught = f", to be caught by {fault.caught_by}" if fault.caught_by else ""
+    return f"{what} on {fault.target}{caught}"
+
+
+def _window_of(scenario: Scenario, fault: LinkFault) -> str:
+    qpu = scenario.system.qpu
+    begin = fault.at.first_due_ps(qpu.round_period_ps, qpu.shot_period_ps, qpu.n_blocks)
+    length = "to the end" if fault.for_ps is None else f"for {format_ps(fault.for_ps)}"
+    return f"from {format_ps(begin)} (shot {begin // qpu.shot_period_ps}), {length}"
+
+
+def _alarms(rig: Rig) -> tuple[DetectorRow, ...]:
+    """Detectors of a run that has the counters they read."""
+    if not rig.details:
+        return ()
+    roles = rig.alarms.roles(rig.loaded.scenario)
+    return tuple(DetectorRow(name, rig.alarms.events[name], role) for name, role in roles.items())
 
 
 def _evidence(scenario: Scenario) -> tuple[EvidenceRow, ...]:
@@ -202,13 +255,28 @@ def _evidence(scenario: Scenario) -> tuple[EvidenceRow, ...]:
 
 
 def _not_tested(rig: Rig) -> tuple[str, ...]:
-    on_gpu = rig.loaded.profile.decoder.predecoder in ("tensorrt", "tensorrt_rtx")
-    absent = "RDMA device or FPGA" if on_gpu else "GPU, RDMA device or FPGA"
-    open_points = [f"No {absent} took part in this run."]
+    profile = rig.loaded.profile
+    on_gpu = profile.decoder.predecoder in ("tensorrt", "tensorrt_rtx")
+    on_device = profile.network.backend == "verbs"
+    absent = [*(() if on_gpu else ("GPU",)), *(() if on_device else ("RDMA device",)), "FPGA"]
+    open_points = [f"No {_or(absent)} took part in this run."]
     if not rig.loaded.profile.live:
         open_points.append("No frame travelled: links and decoder times are models.")
     else:
-        open_points.append(
-            "Rack stages are models; frames crossed loopback UDP sockets, not a NIC."
-        )
+        open_points.append(f"Rack stages are models; frames crossed {_crossed(profile.network)}.")
     return tuple(open_points)
+
+
+def _or(names: list[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _crossed(network: NetworkBinding) -> str:
+    """What carried the frames; whether a device is hardware, nobody here can tell."""
+    devices = f"{network.rack_device} and {network.node_device}"
+    if network.backend == "verbs":
+        return f"the verbs devices {devices}"
+    if network.backend == "frames" and network.rack_device is not None:
+        return f"the interfaces {devices}"
+    return f"{'UNIX' if network.backend == 'frames' else 'loopback UDP'} sockets, not a NIC"

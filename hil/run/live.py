@@ -23,9 +23,13 @@ from gpu_decoder.runtime.protocol import EngineError
 from hil.device.circuits import CodeCircuit
 from hil.errors import DecoderError, NodeError
 from hil.link.capture import Capture
+from hil.link.endpoint import Endpoint
+from hil.link.faults import Faulty
+from hil.link.message_numbers import RequestNumbers
 from hil.node.client import Exchange, NodeLostError, Plan, RackClient
 from hil.node.config import NodeConfig
 from hil.node.shots import NO_REPLY
+from hil.rack.link_faults import LinkPlans
 from hil.rack.pipeline import Pipeline, StageExecutor, WayBack, finish
 from hil.rack.timeline import I64, Path, Status, Timeline, Workload
 from hil.run.events import framing_of, packet_rows
@@ -57,6 +61,7 @@ class LiveRun:
     widths: ByteWidths | None = None
     stop: Callable[[], bool] = lambda: False
     capture: Capture | None = None
+    link_plans: LinkPlans = field(default_factory=dict)
     wall_start_ps: int = 0
     lost_node: str = ""
     undetected: int = 0
@@ -89,7 +94,14 @@ class LiveRun:
                 self._collect(client)
 
     def _client(self) -> RackClient:
-        return RackClient(self.config, tap=None if self.capture is None else self.capture.tap)
+        tap = None if self.capture is None else self.capture.tap
+        return RackClient(
+            self.config, wrap=self._wrap, tap=tap, answer_faults=self.link_plans.get("down")
+        )
+
+    def _wrap(self, endpoint: Endpoint) -> Endpoint:
+        plan = self.link_plans.get("up")
+        return endpoint if plan is None else Faulty(endpoint, plan, RequestNumbers())
 
     def _check_decoders(self) -> None:
         """The node must run the decoders that the trace's metadata name.

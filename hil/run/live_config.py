@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from hil.device.families import Models
 from hil.device.measurements import measurement_layouts
 from hil.device.sampler import ShotBatch, StimSampler
 from hil.errors import DecoderError, ScenarioError
-from hil.node.config import Breakage, Delays, DetectorMap, NodeConfig
+from hil.node.config import Breakage, Delays, DetectorMap, LiveNetwork, NodeConfig
 from hil.rack.bulk import BulkExecutor
 from hil.rack.pipeline import Pipeline
 from hil.rack.plan import fallback_reasons, rack_way_back_ps
@@ -120,6 +119,8 @@ def node_config(
         rack_address=network.rack_address,
         node_address=network.node_address,
         network=live_network(scenario),
+        rack_device=network.rack_device,
+        node_device=network.node_device,
         udp_port=system.links.up.udp_port,
         psn_start_up=system.links.up.psn_start,
         psn_start_down=system.links.down.psn_start,
@@ -155,10 +156,11 @@ def node_config(
             if isinstance(fault, BreakFault)
         ),
         mtu_bytes=system.links.up.mtu_bytes,
+        transport=system.links.transport,
     )
 
 
-def live_network(scenario: Scenario) -> Literal["soft_roce", "cudaq_udp"]:
+def live_network(scenario: Scenario) -> LiveNetwork:
     """The network backend of a live run.
 
     Raises:

@@ -17,6 +17,7 @@ from gpu_decoder.turns import TurnDecoders, build_turns
 from hil.device.families import Models, build_models
 from hil.device.sampler import BlockCutter
 from hil.errors import DecoderError
+from hil.rack.link_faults import link_plans
 from hil.rack.plan import window_plan
 from hil.rack.timeline import U8
 from hil.run.record import RecordBuilder
@@ -189,6 +190,7 @@ def build_recorder(scenario: Scenario, cutter: BlockCutter, widths: ByteWidths) 
         delays=tuple(f for f in faults if isinstance(f, DelayFault)),
         stalled=frozenset(f.at.shot for f in faults if isinstance(f, StallFault)),
         breaks=tuple(f for f in faults if isinstance(f, BreakFault)),
+        link_plans=link_plans(scenario),
     )
 
 

@@ -15,6 +15,7 @@ from gpu_decoder.protocol import Backend, Precision, PredecodeRecord, Reason
 from gpu_decoder.windows import WindowPlan
 from hil.device.sampler import BlockCutter, ShotBatch, event_counts
 from hil.errors import UsageError
+from hil.rack.link_faults import LinkPlans, suffering_shots
 from hil.rack.plan import broken_shots, delayed_shots
 from hil.rack.timeline import U8, Path, Status, Timeline
 from hil.scenario.model import BreakFault, DelayFault
@@ -147,6 +148,7 @@ class RecordBuilder:
         delays: injected delays; the shots they touch are marked.
         stalled: shots whose decode is stalled on purpose.
         breaks: faults that break the primary; the shots they touch are marked.
+        link_plans: faults of links; the shots in their windows are marked.
         plan: sliding windows of a shot, ``None`` where it is decoded as a whole.
     """
 
@@ -163,6 +165,7 @@ class RecordBuilder:
     stalled: frozenset[int] = field(default_factory=frozenset)
     plan: WindowPlan | None = None
     breaks: tuple[BreakFault, ...] = ()
+    link_plans: LinkPlans = field(default_factory=dict)
 
     def build(self, driven: Driven) -> tuple[Record, Windows]:
         """One record, and the stamps of each shot's last block for the metrics."""
@@ -200,6 +203,8 @@ class RecordBuilder:
         for broken in self.breaks:
             hit = broken_shots(broken, batch.first_shot, batch.n_shots)
             dq[hit] |= np.uint32(Dq.FAULT_WINDOW.mask)
+        in_window = suffering_shots(self.link_plans, batch.first_shot, batch.n_shots)
+        dq[in_window] |= np.uint32(Dq.FAULT_WINDOW.mask)
         for stalled in self.stalled:
             if 0 <= stalled - batch.first_shot < batch.n_shots:
                 dq[stalled - batch.first_shot] |= np.uint32(Dq.FAULT_WINDOW.mask)

@@ -12,6 +12,7 @@ from hil.device.families import Models
 from hil.device.measurements import measurement_layouts
 from hil.device.sampler import BlockCutter, StimSampler
 from hil.link.capture import Capture
+from hil.rack.link_faults import link_plans
 from hil.rack.plan import (
     WorkloadSource,
     build_pipeline,
@@ -19,6 +20,7 @@ from hil.rack.plan import (
     modelled_way_back_ps,
 )
 from hil.run import provenance, virtual
+from hil.run.faults import FaultLog
 from hil.run.interrupt import Interrupt
 from hil.run.parts import Decoders, board_mask, build_circuits, build_decoders
 from hil.run.record import Audit, Driven
@@ -27,6 +29,7 @@ from hil.scenario.load import Loaded
 from hil.scenario.model import Ising25Noise, IsingScalarNoise, Scenario, UserCircuit
 from hil.trace.column import ByteWidths
 from hil.trace.meta import ModelMeta, TraceMeta
+from hil.verdict.detectors import Alarms
 from hil.verdict.judge import limits_of
 from hil.verdict.load import window_time_ps
 from hil.verdict.metrics import Metrics
@@ -55,6 +58,8 @@ class Rig:
     executor_why: str = ""
     counts: dict[str, int] = field(default_factory=dict)
     details: dict[str, int] = field(default_factory=dict)
+    fault_log: FaultLog | None = None
+    alarms: Alarms = field(default_factory=Alarms)
     fingerprint: dict[str, dict[str, str]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     rig_errors: list[str] = field(default_factory=list)
@@ -206,6 +211,7 @@ def _live(rig: Rig, source: WorkloadSource, largest: int, widths: ByteWidths) ->
         widths=widths if "packets" in scenario.run.record.streams else None,
         stop=lambda: bool(rig.interrupt),
         capture=rig.capture,
+        link_plans=link_plans(scenario),
     )
     rig.remarks += _port_remarks(scenario)
     return _live_batches(rig, run)

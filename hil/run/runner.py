@@ -15,7 +15,7 @@ from hil.errors import HilError, RigError, UsageError
 from hil.link.capture import Capture, Ends
 from hil.report.document import Document
 from hil.run import facts
-from hil.run.events import fault_rows
+from hil.run.faults import FaultLog
 from hil.run.interrupt import Interrupt
 from hil.run.parts import build_recorder
 from hil.run.resume import TRACE_NAMES, set_aside
@@ -25,6 +25,7 @@ from hil.timebase import PS_PER_S
 from hil.trace.meta import TraceMeta
 from hil.trace.writer import TraceWriter
 from hil.units import format_ps
+from hil.verdict.detectors import alarms_of, judge_faults
 from hil.verdict.judge import Judgement, Verdict, exit_code, judge, run_verdict
 from hil.verdict.summary import extras
 
@@ -159,6 +160,7 @@ def _record(
             batches = rig.earlier.until_overtaken(batches, writer.flush)
         _drive(rig, batches, writer, meta, options.progress)
         _settle(rig)
+        _end_faults(rig, writer)
         judgements, trace = _close(rig, writer)
     return judgements, trace, writer.content_id
 
@@ -183,15 +185,16 @@ def _drive(
     """Pull every batch through recorder, trace, metrics and audit."""
     scenario = rig.loaded.scenario
     recorder = build_recorder(scenario, BlockCutter(rig.code), meta.widths)
+    log = rig.fault_log = FaultLog(scenario, meta.widths)
     total = scenario.run.shots
     try:
-        faults = fault_rows(scenario.faults, scenario.system.qpu, meta.widths)
         for driven in batches:
             record, windows = recorder.build(driven)
+            faults = log.take(driven.batch.first_shot, driven.batch.n_shots)
             if faults is not None:
                 record["faults"] = faults
             if writer.append(record, block=not rig.loaded.profile.live):
-                faults = None
+                log.begun()
             rig.metrics.update(
                 record["shots"], windows, driven.times.window_service_ps, driven.events
             )
@@ -247,7 +250,7 @@ def _settle(rig: Rig) -> None:
     rig.metrics.add_counts(rig.audit.counts)
     rig.metrics.add_counts(rig.counts)
     if not rig.loaded.profile.live:
-        rig.metrics.add_counts({"packets.lost": rig.audit.lost_rounds})
+        rig.metrics.add_counts(_virtual_counts(rig))
     if rig.earlier is not None:
         rig.remarks.append(
             f"resumed: {rig.earlier.reused} answers come from the interrupted run, not decoded anew"
@@ -256,14 +259,48 @@ def _settle(rig: Rig) -> None:
         rig.rig_errors.append(_why_missing(rig))
 
 
+def _virtual_counts(rig: Rig) -> dict[str, int]:
+    """Counts of a run without packets; under faults of links those of its virtual receivers."""
+    log = rig.fault_log
+    rig.details = {} if log is None or log.receivers is None else log.receivers.counters()
+    found = rig.details
+    if not found:
+        return {"packets.lost": rig.audit.lost_rounds}
+
+    def both(up: str, down: str) -> int:
+        return found.get(f"node.{up}", 0) + found.get(f"rack.link.psn_{down}", 0)
+
+    return {
+        "packets.lost": both("lost", "lost"),
+        "packets.duplicate": both("duplicate", "dup"),
+        "packets.reordered": both("reordered", "reorder"),
+        "answers.missing": found["rack.answers_missing"],
+    }
+
+
+def _end_faults(rig: Rig, writer: TraceWriter) -> None:
+    """Read the detectors; write down what caught the faults of links."""
+    scenario = rig.loaded.scenario
+    rig.alarms = alarms_of(rig.details, scenario.system.qpu.n_blocks + 1)
+    faults = scenario.link_faults
+    caught = {name: rig.alarms.noticed(fault, scenario) for name, fault in faults.items()}
+    rows = rig.fault_log.end(rig.shots_done, caught) if rig.fault_log is not None else None
+    if rows is not None and not writer.failed:
+        writer.append({"faults": rows}, block=not rig.loaded.profile.live)
+
+
 def _judge(rig: Rig) -> list[Judgement]:
     scenario = rig.loaded.scenario
-    alarms = None
-    if rig.loaded.profile.live and scenario.expect and not scenario.faults and not rig.rig_errors:
-        alarms = {name: n for name, n in rig.details.items() if _ALARM.fullmatch(name)}
-    return judge(
+    alarms, extra = None, []
+    if rig.details and not rig.rig_errors:
+        if scenario.faults:
+            extra = judge_faults(scenario, rig.alarms, rig.metrics.shots())
+        elif rig.loaded.profile.live and scenario.expect:
+            alarms = {name: n for name, n in rig.details.items() if _ALARM.fullmatch(name)}
+    judged = judge(
         scenario.expect, rig.metrics, rig_errors=rig.rig_errors, alarms=alarms, sender=rig.sender
     )
+    return judged + extra
 
 
 def _make(directory: Path) -> None:

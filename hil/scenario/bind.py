@@ -36,28 +36,68 @@ class RackBinding(Spec):
 class NetworkBinding(Spec):
     """How the links are realised."""
 
-    backend: Literal["virtual", "soft_roce", "cudaq_udp"] = Field(
-        description="Arrays in one process, RoCEv2 frames over UDP sockets, or plain UDP datagrams "
-        "as CUDA-Q Realtime sends them without a NIC."
+    backend: Literal["virtual", "soft_roce", "frames", "verbs", "cudaq_udp"] = Field(
+        description="Arrays in one process, RoCEv2 frames over UDP sockets, RoCEv2 in whole "
+        "Ethernet frames, RDMA devices, or plain UDP datagrams as CUDA-Q Realtime sends them "
+        "without a NIC."
     )
-    rack_address: str = Field(default="127.0.0.2", description="Loopback address of the rack.")
-    node_address: str = Field(default="127.0.0.1", description="Loopback address of the node.")
+    rack_address: str = Field(
+        default="127.0.0.2", description="Loopback address of the rack; of its device (verbs)."
+    )
+    node_address: str = Field(
+        default="127.0.0.1", description="Loopback address of the node; of its device (verbs)."
+    )
+    rack_device: str | None = Field(
+        default=None,
+        description="RDMA device of the rack (verbs), or its network interface (frames; without "
+        "one a pair of UNIX sockets joins rack and node).",
+    )
+    node_device: str | None = Field(default=None, description="The same of the node.")
 
     @model_validator(mode="after")
-    def _loopback(self) -> NetworkBinding:
+    def _devices(self) -> NetworkBinding:
+        given = [name for name in ("rack_device", "node_device") if getattr(self, name) is not None]
+        if self.backend == "verbs" or (self.backend == "frames" and given):
+            if len(given) < 2:
+                missing = "node_device" if given == ["rack_device"] else "rack_device"
+                raise problem(
+                    "E202",
+                    f"missing key '{missing}'",
+                    got=f"backend {self.backend}, {given[0] if given else 'no device'}",
+                    allowed="rack_device and node_device",
+                    fix="add it, for example mlx5_0 (verbs; `hil doctor` lists the devices) or "
+                    "eth1 (frames)",
+                    at="backend",
+                )
+        elif given:
+            raise problem(
+                "E513",
+                f"network {self.backend} has no devices",
+                got=f"{given[0]}: {getattr(self, given[0])}",
+                allowed="devices with backend verbs or frames",
+                fix=f"remove {given[0]}",
+                at=given[0],
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _addresses(self) -> NetworkBinding:
         for name in ("rack_address", "node_address"):
             address = getattr(self, name)
             parts = address.split(".")
             good = len(parts) == 4 and all(
                 re.fullmatch("0|[1-9][0-9]{0,2}", part) and int(part) < 2**8 for part in parts
             )
-            if not good or parts[0] != "127":
+            if not good or (parts[0] == "127") is (self.backend == "verbs"):
+                verbs = self.backend == "verbs"
                 raise problem(
                     "E205",
-                    f"{name} is not a loopback address",
+                    f"{name} is not {'an address of a device' if verbs else 'a loopback address'}",
                     got=address,
-                    allowed="127.0.0.0/8",
-                    fix="write 127.0.0.1 and 127.0.0.2",
+                    allowed="an IPv4 address outside 127.0.0.0/8" if verbs else "127.0.0.0/8",
+                    fix="write the address that the device has (`rdma link`, `ip addr`)"
+                    if verbs
+                    else "write 127.0.0.1 and 127.0.0.2",
                     at=name,
                 )
         if self.rack_address == self.node_address:

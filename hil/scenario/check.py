@@ -13,6 +13,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from hil.scenario.check_expect import check_expectations
+from hil.scenario.check_faults import check_link_faults
 from hil.scenario.check_predecoder import check_predecoder
 from hil.scenario.check_rack import check_links, check_rack
 from hil.scenario.check_window import check_window_metrics, check_windows
@@ -20,6 +21,7 @@ from hil.scenario.expect import Expectation
 from hil.scenario.fields import Spec, TextContext
 from hil.scenario.latency import Const, Empirical, LogNormal, Normal
 from hil.scenario.model import (
+    LINK_FAULTS,
     BindSpec,
     BreakFault,
     DecoderSpec,
@@ -125,6 +127,7 @@ def check_parts(parts: Parts, document: Document) -> Iterator[Problem]:
             yield from check_links(parts.links, parts.rack, document)
     if parts.links is not None:
         yield from _check_envelope(parts.links, parts.expect, document)
+        yield from _check_plain_udp(parts.links, parts.bind, document)
     if parts.qpu is not None and parts.decoder is not None:
         yield from _check_ring(parts.decoder, parts.qpu, document)
     if parts.decoder is not None:
@@ -139,6 +142,9 @@ def check_parts(parts: Parts, document: Document) -> Iterator[Problem]:
         if parts.qpu is not None:
             yield from _check_length(parts.qpu, parts.run, document)
         yield from _check_faults(parts.faults, parts.run, document)
+        yield from check_link_faults(
+            parts.faults, parts.qpu, parts.links, parts.bind, parts.run.shots, document
+        )
         yield from _check_breaks(parts.faults, parts.decoder, document)
         yield from check_expectations(parts.expect, parts.run, document)
 
@@ -157,6 +163,24 @@ def _check_envelope(
                 allowed="links.up.envelope: hil",
                 fix="remove this expectation, or write envelope: hil",
             )
+
+
+def _check_plain_udp(
+    links: LinksSpec, bind: BindSpec | None, document: Document
+) -> Iterator[Problem]:
+    """Plain UDP acknowledges nothing."""
+    used = bind.profiles.get(bind.use) if bind is not None else None
+    if bind is None or used is None or links.transport == "uc":
+        return
+    if used.network.backend == "cudaq_udp":
+        yield document.problem(
+            "E513",
+            ("bind", "profiles", bind.use, "network", "backend"),
+            "plain UDP is no reliable connection",
+            got=f"network.backend: cudaq_udp, links.up.profile: {links.up.profile}",
+            allowed="cudaq_udp with rocev2-uc-write-imm and rocev2-uc-send",
+            fix="write another network.backend, or the profiles of uc",
+        )
 
 
 def _check_cadence(qpu: QpuSpec, document: Document) -> Iterator[Problem]:
@@ -298,7 +322,7 @@ def _check_faults(
     faults: Mapping[str, Fault], run: RunSpec, document: Document
 ) -> Iterator[Problem]:
     for name, fault in faults.items():
-        if fault.at.shot >= run.shots:
+        if not isinstance(fault, LINK_FAULTS) and fault.at.shot >= run.shots:
             yield document.problem(
                 "E505",
                 ("faults", name, "at", "shot"),

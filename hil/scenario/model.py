@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal, TypeAlias
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
-from gpu_decoder.protocol import Reason
 from hil.scenario.bind import (
     BindSpec,
     BoundProfile,
@@ -20,7 +19,18 @@ from hil.scenario.bind import (
     RackBinding,
 )
 from hil.scenario.expect import METRICS, Expectation, Metric
-from hil.scenario.fields import DurationPs, Id, Names, PeriodPs, Spec, as_tuple, problem
+from hil.scenario.faults import (
+    BREAKS,
+    LINK_FAULTS,
+    AtSpec,
+    BreakFault,
+    DelayFault,
+    Fault,
+    LinkFault,
+    PauseFault,
+    StallFault,
+)
+from hil.scenario.fields import Id, Names, PeriodPs, Spec, as_tuple, problem
 from hil.scenario.ising import Ising25Noise, IsingCircuit, IsingScalarNoise
 from hil.scenario.latency import (
     Const,
@@ -134,102 +144,6 @@ class RunSpec(Spec):
         return self.shots - self.warmup.shots
 
 
-class AtSpec(Spec):
-    """When a fault begins."""
-
-    shot: int = Field(ge=0, description="Index of the shot.")
-
-
-class BurstSpec(Spec):
-    """Part of a period in which a fault is on."""
-
-    shots: int = Field(ge=1, description="Shots with the fault, from the start of each period.")
-    every: int = Field(ge=2, description="Length of a period in shots.")
-
-    @model_validator(mode="after")
-    def _part(self) -> BurstSpec:
-        if self.shots >= self.every:
-            raise problem(
-                "E205",
-                "a burst takes its whole period",
-                got=f"shots {self.shots}, every {self.every}",
-                allowed="shots < every",
-                fix="lower shots, or remove burst",
-            )
-        return self
-
-
-class DelayFault(Spec):
-    """A pure delay on one hop, from a shot to the end of the run, or in bursts."""
-
-    kind: Literal["delay"] = Field(description="Kind of fault.")
-    target: Hop = Field(description="Hop that becomes longer.")
-    value_ps: DurationPs = Field(alias="value", description="Added time.")
-    at: AtSpec = Field(default=AtSpec(shot=0), description="First delayed shot.")
-    burst: BurstSpec | None = Field(
-        default=None, description="Only some shots of each period; absent: all."
-    )
-
-
-class StallFault(Spec):
-    """One decode of the primary decoder takes longer by ``value``."""
-
-    kind: Literal["decoder_stall"] = Field(description="Kind of fault.")
-    target: Literal["primary"] = Field(default="primary", description="Decoder that stalls.")
-    value_ps: DurationPs = Field(alias="value", description="Added time.")
-    at: AtSpec = Field(description="Shot whose decode stalls.")
-
-
-BREAKS: Final[dict[str, Reason]] = {
-    "backend_fail": Reason.PREDECODER_ERROR,
-    "output_invalid": Reason.OUTPUT_INVALID,
-    "engine_missing": Reason.ENGINE_MISSING,
-    "engine_mismatch": Reason.ENGINE_MISMATCH,
-    "device_lost": Reason.DEVICE_LOST,
-    "forced": Reason.FORCED,
-}
-"""Kinds of fault that break a decode of the primary, and the reason that each gives."""
-
-
-class BreakFault(Spec):
-    """The primary decoder breaks on some shots in a row and gives no answer for them."""
-
-    kind: Literal[
-        "backend_fail",
-        "output_invalid",
-        "engine_missing",
-        "engine_mismatch",
-        "device_lost",
-        "forced",
-    ] = Field(description="Kind of fault.")
-    target: Literal["primary"] = Field(default="primary", description="Decoder that breaks.")
-    at: AtSpec = Field(description="First shot that it breaks on.")
-    shots: int = Field(default=1, ge=1, description="How many shots in a row.")
-
-    @property
-    def reason(self) -> Reason:
-        """Why there is no answer."""
-        return BREAKS[self.kind]
-
-
-def _fault_kind(value: object) -> str | None:
-    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-    return kind if isinstance(kind, str) else None
-
-
-Fault: TypeAlias = Annotated[
-    Annotated[DelayFault, Tag("delay")]
-    | Annotated[StallFault, Tag("decoder_stall")]
-    | Annotated[BreakFault, Tag("backend_fail")]
-    | Annotated[BreakFault, Tag("output_invalid")]
-    | Annotated[BreakFault, Tag("engine_missing")]
-    | Annotated[BreakFault, Tag("engine_mismatch")]
-    | Annotated[BreakFault, Tag("device_lost")]
-    | Annotated[BreakFault, Tag("forced")],
-    Discriminator(_fault_kind),
-]
-
-
 class Scenario(Spec):
     """One experiment: what is wired, how it is realised, what goes wrong, what must hold."""
 
@@ -249,6 +163,11 @@ class Scenario(Spec):
     faults: dict[Id, Fault] = Field(default_factory=dict, description="What goes wrong, by id.")
 
     @property
+    def link_faults(self) -> dict[str, LinkFault]:
+        """The faults of links, by id."""
+        return {name: f for name, f in self.faults.items() if isinstance(f, LINK_FAULTS)}
+
+    @property
     def profile(self) -> BoundProfile:
         """The profile in use (``bind.use``)."""
         return self.bind.profiles[self.bind.use]
@@ -257,6 +176,7 @@ class Scenario(Spec):
 __all__ = [
     "BREAKS",
     "HOPS",
+    "LINK_FAULTS",
     "METRICS",
     "SCHEMA",
     "STREAMS",
@@ -290,12 +210,14 @@ __all__ = [
     "IsingScalarNoise",
     "Latency",
     "Level",
+    "LinkFault",
     "LinksSpec",
     "LogNormal",
     "Metric",
     "NetworkBinding",
     "NoiseSpec",
     "Normal",
+    "PauseFault",
     "PredecoderSpec",
     "Primary",
     "QpuSpec",

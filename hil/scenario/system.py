@@ -96,7 +96,9 @@ class UpLinkSpec(_Link):
 
     from_: Id = Field(alias="from", description="Aggregate board that sends.")
     to: Literal["decoder"] = Field(description="Where it ends.")
-    profile: Literal["rocev2-uc-write-imm"] = Field(description="Transport.")
+    profile: Literal["rocev2-uc-write-imm", "rocev2-rc-write-imm"] = Field(
+        description="Transport: uc, unreliable, or rc, reliable connection; both links alike."
+    )
     payload: Literal["detectors", "measurements"] = Field(
         default="detectors",
         description="What a frame carries of its round: detection events, or raw measurements "
@@ -114,7 +116,9 @@ class DownLinkSpec(_Link):
 
     from_: Literal["decoder"] = Field(alias="from", description="Where it starts.")
     to: Id = Field(description="Aggregate board that receives.")
-    profile: Literal["rocev2-uc-send"] = Field(description="Transport.")
+    profile: Literal["rocev2-uc-send", "rocev2-rc-send"] = Field(
+        description="Transport: uc or rc, as of the other link."
+    )
 
 
 class LinksSpec(Spec):
@@ -122,6 +126,25 @@ class LinksSpec(Spec):
 
     up: UpLinkSpec = Field(description="Rack to decoder.")
     down: DownLinkSpec = Field(description="Decoder to rack.")
+
+    @property
+    def transport(self) -> Literal["uc", "rc"]:
+        """Connection that both directions share: unreliable or reliable."""
+        return "rc" if self.up.profile == "rocev2-rc-write-imm" else "uc"
+
+    @model_validator(mode="after")
+    def _one_connection(self) -> LinksSpec:
+        wanted = f"rocev2-{self.transport}-send"
+        if self.down.profile != wanted:
+            raise problem(
+                "E513",
+                "both links are one connection and have one transport",
+                got=f"up: {self.up.profile}, down: {self.down.profile}",
+                allowed="uc with uc, rc with rc",
+                fix=f"write down.profile: {wanted}",
+                at="down.profile",
+            )
+        return self
 
 
 class WindowSpec(Spec):

@@ -27,8 +27,7 @@ KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "bind.profiles.*.decoder": ("global",),
     "run": ("looks", "cap_shots"),
     "run.record": ("waves",),
-    "faults.*": ("for", "caught_by", "p", "add", "pair"),
-    "faults.*.at": ("round", "time"),
+    "faults.*": ("add", "pair"),
     "expect.*": ("cap_shots", "when", "against", "after"),
 }
 """Parent pattern -> keys below it that are not built."""
@@ -41,16 +40,9 @@ VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "system.decoder.fallback.to": ("global_on_raw",),
     "bind.profiles.*.level": ("rtl", "hil"),
     "bind.profiles.*.rack.backend": ("rtl", "cocotb", "hardware"),
-    "bind.profiles.*.network.backend": ("frames", "shm", "verbs"),
+    "bind.profiles.*.network.backend": ("shm",),
     "run.record.streams": ("calib",),
     "faults.*.kind": (
-        "loss",
-        "duplicate",
-        "reorder",
-        "bit_flip",
-        "icrc",
-        "truncate",
-        "pause",
         "clock_offset",
         "clock_drift",
         "clock_step",
@@ -64,7 +56,6 @@ VALUES: Final[Mapping[str, tuple[str, ...]]] = {
         "decoder_crash",
         "analyst_error",
         "disk_full",
-        "wrong_qp",
     ),
     "expect.*.metric": (
         "ler.ratio",
@@ -138,8 +129,8 @@ def _entries(data: object, path: Path) -> Iterator[tuple[object, Path]]:
 
 
 def _refusal(document: Document, path: Path) -> Problem:
-    if path[-2:] == ("network", "address"):
-        fix = "write rack_address and node_address"
+    if path[-2] == "network" and path[-1] in {"address", "device"}:
+        fix = f"write rack_{path[-1]} and node_{path[-1]}"
     else:
         fix = f"remove '{path[-1]}'"
     return document.problem("E207", path, f"not yet supported: {path[-1]}", fix=fix, key=True)

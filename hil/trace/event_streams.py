@@ -94,11 +94,12 @@ FAULTS: Final = stream(
     text("id", 32, "name of the fault in the scenario", None),
     text("kind", 24, "kind of the fault", None),
     text("target", 64, "place of the fault"),
-    enum("phase", FAULT_PHASE, "begin or end"),
+    enum("phase", FAULT_PHASE, "begin, end, or one frame that suffers"),
     real("value", "size of the fault in its own unit"),
     text("caught_by", 32, "detector that noticed it"),
     instant("t_caught_ps", "rack", "time it was noticed"),
     unsigned_or_missing("shots_to_catch", "u4", "shots until it was noticed", "measured"),
+    unsigned_or_missing("frame", "u8", "number of the frame: up message counter, down shot"),
 )
 
 LOGS: Final = stream(

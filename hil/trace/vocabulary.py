@@ -69,7 +69,7 @@ CALIB_KIND: Final = listed(
     "alarm veto experiment_start experiment_end analyst_request analyst_verdict decision "
     "params_applied dem_built matcher_ready epoch_activated rollback error"
 )
-FAULT_PHASE: Final = listed("begin end")
+FAULT_PHASE: Final = listed("begin end frame")
 LOG_LEVEL: Final = listed("debug info warning error")
 VERDICT: Final = listed("pass fail inconclusive rig_error skipped")
 EXIT_STATUS: Final = ("running", "success", "fail", "inconclusive", "rig_error", "aborted")

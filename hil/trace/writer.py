@@ -31,6 +31,7 @@ from hil.trace.meta import TraceMeta
 from hil.trace.paths import part_path
 from hil.trace.recover import TraceExtras, rewrite
 from hil.trace.schema import EXIT_STATUS, RECORD_LEVELS, Dq, check_record
+from hil.trace.vocabulary import FAULT_PHASE
 
 COMMIT_AFTER_NS: Final = 1_000_000_000
 """Rows never wait longer than this for a commit."""
@@ -272,7 +273,7 @@ class TraceWriter:
         if record is not None:
             self._live.take(record)
             self._live.commit_whole(overflow=self._overflow)
-            if ("faults" in record or "epochs" in record) and self._live.pending:
+            if _is_landmark(record) and self._live.pending:
                 self._live.commit(overflow=self._overflow)
         age = time.monotonic_ns() - self._live.last_commit_ns
         if self._live.pending and (ticket is not None or age >= COMMIT_AFTER_NS):
@@ -315,6 +316,13 @@ class TraceWriter:
         except Exception:  # noqa: BLE001  (HDF5 could not let go of the file: what we know ourselves)
             rows = self._live.committed_rows
         return rows - 1  # the first row of /epochs is our own
+
+
+def _is_landmark(record: Record) -> bool:
+    """Whether to commit at once: a fault begins or ends, or an epoch does."""
+    if "faults" not in record:
+        return "epochs" in record
+    return bool((record["faults"]["phase"] != FAULT_PHASE["frame"]).any())
 
 
 def _cause(error: BaseException | None) -> str:

@@ -2,8 +2,9 @@
 
 Numbers are numbers. ``rpc`` holds the header of the message inside, ``qec`` what it says about
 shots, ``drop`` the first reason for which our receiver (``drop_*``, as it counts them) or the node
-behind it (``rpc.Cause``) would not take the frame, or None. What depends on the receiver's memory
-(queue pair, memory key, bounds, slots) is not judged here.
+behind it (``rpc.Cause``) would not take the frame, or None; frames of UC and RC are judged each by
+the rules of their transport. What depends on the receiver's memory (queue pair, memory key, bounds,
+slots) or on other frames (PSN, parts of a message) is not judged here.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from hil.wire.roce import (
     Opcode,
     parse_frame,
 )
+from hil.wire.segments import RC_FORMS, UC_FORMS
 
 _FUNCTIONS: Final = {
     rpc.ENQUEUE_SYNDROMES: "enqueue_syndromes",
@@ -33,7 +35,8 @@ _FUNCTIONS: Final = {
     PREDECODE: "predecode",
 }
 _METADATA_FLAGS: Final = 4
-_TAKEN: Final = frozenset({Opcode.UC_WRITE_ONLY, Opcode.UC_WRITE_ONLY_IMM, Opcode.UC_SEND_ONLY})
+_FORMS: Final = {**UC_FORMS, **RC_FORMS}
+_TAKEN: Final = frozenset({*_FORMS, int(Opcode.RC_ACKNOWLEDGE)})
 
 
 def decode(frame: bytes) -> dict[str, Any]:
@@ -67,8 +70,8 @@ def decode(frame: bytes) -> dict[str, Any]:
         fields |= {"syndrome": found.packet.aeth.syndrome, "msn": found.packet.aeth.msn}
     fields |= {"payload_len": len(found.packet.payload), "icrc_ok": found.icrc_ok}
     message, cause = _metadata(found) or _message(found.packet.payload)
-    if bth.opcode == Opcode.UC_WRITE_ONLY and cause == "length":
-        cause = None  # the first part of a message that later frames complete
+    if not _judged(bth.opcode, cause):
+        cause = None
     return fields | message | {"drop": _refused(found) or cause}
 
 
@@ -101,17 +104,34 @@ def _unparsed(frame: bytes) -> str:
     return "drop_length" if datagram[0] in _TAKEN and not datagram[1] & 15 else "drop_opcode"
 
 
+def _judged(opcode: int, cause: str | None) -> bool:
+    """Whether a payload must be a message: not of an ACK, nor of parts that need the others."""
+    form = _FORMS.get(opcode)
+    if form is None or not form.first:
+        return False
+    begins = not form.last or opcode == Opcode.UC_WRITE_ONLY  # later frames complete it
+    return not (begins and cause == "length")
+
+
 def _refused(found: Frame) -> str | None:
     """The transport's reason, in the order in which ``hil.link.receiver`` checks."""
     packet, bth = found.packet, found.packet.bth
     whole = MIN_DATAGRAM_BYTES + len(packet.payload) + bth.pad
-    imm_psn = bth.psn & 0xFFFFF if packet.imm is None else packet.imm >> 12
+    form = _FORMS.get(bth.opcode)
+    part = form is not None and not form.last
+    imm_psn = bth.psn & 0xFFFFF
+    if packet.imm is not None and form is not None and not form.send and bth.opcode in UC_FORMS:
+        imm_psn = packet.imm >> 12
     checks = {
         "drop_icrc": found.icrc_ok,
         "drop_opcode": bth.opcode in _TAKEN,
         "drop_pkey": bth.pkey == PKEY_DEFAULT,
         "drop_length": whole % 4 == 0
-        and (packet.reth is None or packet.reth.length == len(packet.payload)),
+        and (
+            packet.reth is None
+            or packet.reth.length == len(packet.payload)
+            or (part and packet.reth.length > len(packet.payload))
+        ),
         "drop_imm": imm_psn == bth.psn & 0xFFFFF,
     }
     return next((cause for cause, good in checks.items() if not good), None)

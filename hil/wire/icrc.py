@@ -26,6 +26,7 @@ _ONES: Final = b"\xff" * 8
 _IP_UDP_BYTES: Final = 28
 
 U1 = npt.NDArray[np.uint8]
+U4 = npt.NDArray[np.uint32]
 
 
 def crc32_rows(rows: U1, state: int = 0) -> npt.NDArray[np.uint32]:
@@ -72,18 +73,21 @@ def icrc_of_headers(ip: bytes | memoryview, udp: bytes | memoryview, packet: byt
 class IcrcPath:
     """ICRC for one direction between two UDP ports, with the constant prefix cached by length.
 
-    The IPv4 header is taken as ours always is: no options, identification 0, DF, protocol 17.
+    The IPv4 header is taken as ours is: no options, DF, protocol 17.
 
     Args:
         src: sender's IPv4 address, dotted.
         dst: receiver's IPv4 address, dotted.
         src_port: UDP source port that is really on the wire.
         dst_port: UDP destination port.
+        ident: IPv4 identification, 0 but for the segments of one UDP_SEGMENT call: the kernel
+            numbers these 0, 1, 2, ..
     """
 
-    __slots__ = ("_dst", "_ports", "_src", "_states")
+    __slots__ = ("_dst", "_ident", "_ports", "_src", "_states")
 
-    def __init__(self, src: str, dst: str, src_port: int, dst_port: int) -> None:
+    def __init__(self, src: str, dst: str, src_port: int, dst_port: int, *, ident: int = 0) -> None:
+        self._ident = ident
         self._src = _ipv4(src)
         self._dst = _ipv4(dst)
         self._ports = struct.pack("!HH", src_port, dst_port)
@@ -94,9 +98,10 @@ class IcrcPath:
         found = self._states.get(datagram_bytes)
         if found is None:
             udp_bytes = 8 + datagram_bytes
+            head = (0x45, 0xFF, 20 + udp_bytes, self._ident, 0x4000, 0xFF, 17, 0xFFFF)
             prefix = (
                 _ONES
-                + struct.pack("!BBHHHBBH", 0x45, 0xFF, 20 + udp_bytes, 0, 0x4000, 0xFF, 17, 0xFFFF)
+                + struct.pack("!BBHHHBBH", *head)
                 + (self._src + self._dst + self._ports)
                 + struct.pack("!HH", udp_bytes, 0xFFFF)
             )
@@ -139,6 +144,29 @@ class IcrcPath:
         """bool[n]: True where the last four bytes of the row are the right ICRC."""
         wire = np.ascontiguousarray(datagrams[:, -ICRC_BYTES:]).view("<u4").ravel()
         return np.asarray(wire == self.of_rows(datagrams), dtype=np.bool_)
+
+
+class FrameIcrc(IcrcPath):
+    """ICRC of one packet whose IPv4 and UDP header are known as they stood on the wire.
+
+    For foreign senders: any identification, flags, TOS, TTL and source port.
+
+    Args:
+        headers: IPv4 header without options and UDP header, 28 bytes.
+    """
+
+    __slots__ = ("_state",)
+
+    def __init__(self, headers: bytes | memoryview) -> None:
+        masked = bytearray(_ONES)
+        masked += headers
+        for at in (1, 8, 10, 11, 26, 27):  # TOS, TTL, both checksums
+            masked[8 + at] = 0xFF
+        self._state = zlib.crc32(masked)
+
+    def state(self, datagram_bytes: int) -> int:
+        """See :meth:`IcrcPath.state`."""
+        return self._state
 
 
 def _ipv4(text: str) -> bytes:

@@ -80,8 +80,8 @@ SHIPPED = ("surface_d5", "ising_d5", "user_circuit")
 def test_both_payloads_carry_the_same_shots(scenarios: Path, what: str) -> None:
     """Sampled as events or as raw measurements with D applied: one seed, equal shots."""
     models = models_of(scenarios, what)
-    plain = next(StimSampler(models, 11).batches(1000))
-    measured = next(StimSampler(models, 11, measurements=True).batches(1000))
+    plain = next(StimSampler(models, 11).batches(400))
+    measured = next(StimSampler(models, 11, measurements=True).batches(400))
     assert np.array_equal(plain.detectors_b8, measured.detectors_b8)
     assert np.array_equal(plain.observables_b8, measured.observables_b8)
     assert plain.measurements_b8 is None

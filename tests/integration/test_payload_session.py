@@ -18,7 +18,7 @@ from hil.timebase import PS_PER_MS
 from hil.wire.rpc import EnvelopeKind
 from hil.wire.rpc_batch import build_enqueue_batch, build_get_batch, split_blocks
 
-SHOTS, SLOTS = 200, 1024
+SHOTS, SLOTS = 80, 1024
 
 
 def config(models: tuple[CodeCircuit, ...], **changes: object) -> NodeConfig:

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from hil.link.receiver import BASE_VA, Receiver
+from hil.link import receiver
 from hil.link.sequence import SequenceAudit
+from hil.link.slots import BASE_VA, Slots
 from hil.node.intake import Intake
 from hil.node.session import Session
 from hil.wire import rpc
@@ -78,21 +79,13 @@ def test_ignored_bits_are_judged_by_the_oracle_not_excused() -> None:
 # -- broken peers: each must be found --------------------------------------------------------------
 
 
-def _without_bounds(self, datagram, opcode, psn, length):
-    va, rkey, announced = struct.unpack_from("!QII", datagram, 12)
-    if announced != length:
-        return 0, "drop_length"
-    if rkey != self._rkey:
-        return 0, "drop_rkey"
-    slot = (va - BASE_VA) // self.stride
-    imm = int.from_bytes(datagram[28:32], "big")
-    wrong = opcode == 0x2B and imm & 0xFFF != slot & 0xFFF
-    return slot, "drop_imm" if wrong else ""
+def _without_bounds(self, va, length):
+    return divmod(va - self.base_va, self.stride)[0], 0
 
 
-def _wrong_psn_imm(self, datagram, opcode, psn, length, right=Receiver._written_slot):
-    slot, cause = right(self, datagram, opcode, psn, length)
-    return slot, "" if cause == "drop_imm" else cause
+def _imm_as_wanted(datagram, form):
+    slot = (int.from_bytes(datagram[12:20], "big") - BASE_VA) // 128
+    return (int.from_bytes(datagram[9:12], "big") & 0xFFFFF) << 12 | slot
 
 
 def _header_before_crc(data, payload_bytes):
@@ -118,8 +111,8 @@ def _reply_to_all(self, data, error):
 
 BROKEN = {
     "a reply to a damaged message": (Intake, "_refuse_unparsed", _reply_to_all),
-    "bounds check removed": (Receiver, "_written_slot", _without_bounds),
-    "immediate not compared": (Receiver, "_written_slot", _wrong_psn_imm),
+    "bounds check removed": (Slots, "locate", _without_bounds),
+    "immediate not compared": (receiver, "_immediate", _imm_as_wanted),
     "end-to-end CRC not checked": (rpc, "_open", _header_before_crc),
     "refused frames keep a gap open": (Session, "message", _refused_frames_count_as_traffic),
     "counter moved by a frame in a foreign slot": (Intake, "admit", _observe_before_slot),

@@ -95,6 +95,14 @@ def test_a_hole_makes_the_message_forgotten_and_the_next_one_complete(kind: str,
     assert bench.receiver.audit.lost == 1
 
 
+@pytest.mark.parametrize("kind", ["segments+imm", "writes+imm", "send"])
+def test_what_a_gap_made_forgotten_is_not_taken_up_again_by_late_packets(kind: str) -> None:
+    bench = Bench(0)
+    packets = of_kind(kind, 0, 0, bytes(200))
+    assert [bench.give(packets[k]) for k in (0, 2, 1, 2, 3)] == [None] * 5
+    assert bench.receiver.counts["drop_bounds"] == 4
+
+
 def test_first_must_be_followed_by_its_own_kind() -> None:
     bench = Bench(0)
     write, send = (of_kind(k, 0, 0, bytes(200)) for k in ("segments+imm", "send"))

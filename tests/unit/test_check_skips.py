@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 
 import check_skips
+import pytest
 
 OPTIONAL = {
     "here": "json",
@@ -14,10 +16,18 @@ OPTIONAL = {
     "tool": "command:no-such-command",
     "libc": "library:libc.so.6",
     "lib": "library:libno_such.so",
+    "image": "cache:no-such/image.json",
+    "built": "cache:some/image.json",
 }
 
 
-def test_only_tests_whose_extra_is_really_missing_may_be_skipped() -> None:
+def test_only_tests_whose_extra_is_really_missing_may_be_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "image.json").touch()
+
     def ok(name: str, why: str) -> bool:
         return check_skips.expected(name, why, ["a::listed"], OPTIONAL)
 
@@ -26,7 +36,8 @@ def test_only_tests_whose_extra_is_really_missing_may_be_skipped() -> None:
     assert ok("a::other", "needs deep: missing")
     assert ok("a::other", "needs tool: not on PATH")
     assert ok("a::other", "needs lib: missing")
-    for present in ("here", "shell", "libc"):
+    assert ok("a::other", "needs image: no package source")
+    for present in ("here", "shell", "libc", "built"):
         assert not ok("a::other", f"needs {present}: broken probe")
     assert not ok("a::other", "needs unlisted: x")
     assert not ok("a::other", "because it needs gone: x")

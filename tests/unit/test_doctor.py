@@ -16,6 +16,7 @@ import pytest
 from gpu_decoder.gpu.compile import CompileError
 from gpu_decoder.runtime.protocol import RuntimeUnavailable
 from hil.cli import main
+from hil.link.verbs import Devices
 from hil.run import doctor, executed
 from hil.run.doctor import gpu_path, machine, network, software
 from hil.run.doctor.check import Check
@@ -70,6 +71,25 @@ def test_offloads_are_reported_as_the_kernel_answers(monkeypatch: pytest.MonkeyP
     seen = network.offloads()
     assert (seen.status, seen.needed_by) == ("absent", ())
     assert "GSO refused" in seen.detail
+
+
+def test_packet_sockets_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(socket.socket):
+        def __init__(self, *_: object) -> None:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(network.socket, "socket", Refusing)
+    seen = network.packet_sockets()
+    assert (seen.status, seen.needed_by) == ("absent", ())
+    assert "CAP_NET_RAW" in seen.fix
+
+
+def test_verbs_devices_or_why_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "probe", lambda: Devices(("mlx5_0",), ""))
+    assert network.verbs().detail.startswith("mlx5_0: ")
+    monkeypatch.setattr(network, "probe", lambda: Devices((), "no verbs device"))
+    seen = network.verbs()
+    assert (seen.status, seen.detail, seen.needed_by) == ("absent", "no verbs device", ())
 
 
 def test_a_package_that_is_missing_or_old_breaks_both_levels() -> None:

@@ -321,7 +321,7 @@ FATES = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(fates=FATES, first=st.integers(0, 70), seed=st.integers(0, 2**16))
 def test_no_window_ever_holds_bits_of_two_shots(
     fates: list[tuple[str, int]], first: int, seed: int

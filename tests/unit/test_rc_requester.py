@@ -91,6 +91,17 @@ def test_an_answer_to_what_was_retired_or_never_sent_is_ignored(place: int, synd
     assert requester.error == ""
 
 
+def test_an_answer_to_what_waits_behind_a_full_window_is_ignored() -> None:
+    requester = Requester(PSN, RULES)
+    post(requester, *[1] * 14)
+    assert len(requester.outgoing(0)) == 8
+    for syndrome in (ACK, NAK_SEQUENCE, RNR_NAK):
+        ack(requester, 8, syndrome)
+    assert sent(requester) == []
+    ack(requester, 7)
+    assert [place for place, _ in sent(requester)] == [8, 9, 10, 11, 12, 13]
+
+
 @pytest.mark.parametrize("syndrome", [0x40, 0x5F, 0x64, 0x7F, 0x80, 0xFF])
 def test_a_reserved_syndrome_changes_nothing(syndrome: int) -> None:
     requester = begun(1, 1)

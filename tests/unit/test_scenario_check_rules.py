@@ -120,3 +120,18 @@ def test_messages_without_an_epoch_cannot_be_judged_by_it() -> None:
     (problem,) = caught.value.problems
     assert (problem.code, problem.dotted) == ("E513", "expect.mixed.metric")
     assert "cannot be seen without an epoch" in problem.what
+
+
+def test_plain_udp_is_no_reliable_connection() -> None:
+    base = Path(__file__).parents[1] / "data" / "scenario" / "base.yaml"
+    plain = ("bind.use=live", "bind.profiles.live.network.backend=cudaq_udp")
+    reliable = (
+        "system.links.up.profile=rocev2-rc-write-imm",
+        "system.links.down.profile=rocev2-rc-send",
+    )
+    load_scenario(base, overrides=plain)
+    load_scenario(base, overrides=reliable)
+    with pytest.raises(ScenarioErrors) as caught:
+        load_scenario(base, overrides=(*plain, *reliable))
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.dotted) == ("E513", "bind.profiles.live.network.backend")

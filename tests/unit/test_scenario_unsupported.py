@@ -132,7 +132,6 @@ def test_the_reference_example_is_refused_by_name() -> None:
         "run.looks",
         "budgets",
         "sweep",
-        "faults.burst.kind",
         "expect.vs-raw.metric",
         "expect.ler.when",
     } <= refused

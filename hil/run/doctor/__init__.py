@@ -66,6 +66,8 @@ def examine() -> Examination:
         network.loopback(),
         *network.port_4791(),
         network.offloads(),
+        network.packet_sockets(),
+        network.verbs(),
         *machine.checks(),
         *gpu_path.checks(),
         *software.tools(),

@@ -1,4 +1,4 @@
-"""Probes of sockets: two loopback addresses, the RoCEv2 port and its owner, offloads."""
+"""Probes of sockets and devices: loopback, the RoCEv2 port and its owner, offloads, verbs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Final
 
 from hil.errors import LinkError
 from hil.link.soft_roce import SoftRoceEndpoint
+from hil.link.verbs import probe
 from hil.run.doctor.check import Check
 from hil.timebase import PS_PER_S, monotonic_ps
 from hil.wire.roce import ROCE_PORT
@@ -138,3 +139,23 @@ def offloads() -> Check:
                 seen.append(f"{name} refused: {error.strerror}")
     good = not any("refused" in text for text in seen)
     return Check("network", "UDP offloads", "ok" if good else "absent", ", ".join(seen))
+
+
+def packet_sockets() -> Check:
+    """Whether interfaces can be used by network backend ``frames``."""
+    name, fix = "packet sockets", "run with CAP_NET_RAW if frames are to leave by an interface"
+    try:
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
+    except (AttributeError, OSError) as error:
+        return Check("network", name, "absent", str(error), fix)
+    return Check("network", name, "ok", "permitted: backend frames can use an interface")
+
+
+def verbs() -> Check:
+    """RDMA devices that network backend ``verbs`` could use, or why there are none."""
+    found = probe()
+    if found.names:
+        detail = f"{', '.join(found.names)}: pyverbs lists them; nothing was sent"
+        return Check("network", "verbs devices", "ok", detail)
+    fix = "optional: python3-pyverbs and ibverbs-providers of your distribution, and a device"
+    return Check("network", "verbs devices", "absent", found.why, fix)

@@ -1,0 +1,102 @@
+"""A scenario whose rack is our frames endpoint and whose node receives through rxe and pyverbs.
+
+The rack, the recorder, the node and its decoders run here; the node's queue pair is that of the
+guest's verbs device, joined to the rack by the guest's Ethernet link.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from link_to_guest import HOST, HOST_MAC, MTU_BYTES, PATIENT, Joint, numbered, transfer
+
+import hil
+from hil.link.frame_wires import UnixFrames
+from hil.link.frames_endpoint import FramesEndpoint
+from hil.node import client, process
+from hil.node.config import NodeConfig
+from hil.node.process import NodeProcess
+from hil.run.runner import RunOptions, run_scenario
+from hil.trace.validate import validate_trace
+from hil.verdict.judge import Verdict
+
+pytestmark = [pytest.mark.slow, pytest.mark.live, pytest.mark.needs("rxe_vm")]
+
+HERE = Path(__file__).parent
+SHOTS = 1000
+MESSAGES_PER_SHOT = 7  # six blocks and a request
+PERIOD_S = 1e-3  # of shots in the scenario
+
+
+def slow_enough(joint: Joint) -> int:
+    """A pace that the guest holds: emulation on a busy machine has no speed of its own."""
+    ends = joint.ends("rc")
+    messages = numbered(60, long_every=10**6)
+    begin_s = time.monotonic()
+    got = transfer(ends.host, ends.guest, ends.guest_memory, messages, quiet_s=0)
+    assert got.messages == messages
+    each_s = (time.monotonic() - begin_s) / len(messages)
+    ends.close()
+    return max(10, round(1.5 * each_s * MESSAGES_PER_SHOT / PERIOD_S))
+
+
+@pytest.mark.timeout(900)
+def test_answers_through_rxe_are_those_of_in_process(
+    joint: Joint, scenarios: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pace = slow_enough(joint)
+    ends: list[FramesEndpoint] = []
+    channel = joint.guest.channel.fileno()
+
+    def open_endpoint(config: NodeConfig, side: str, tap: object, end: object) -> FramesEndpoint:
+        ends.append(
+            FramesEndpoint(
+                *(UnixFrames(joint.cable()), HOST_MAC, HOST),
+                psn_start=config.psn_start_down,
+                mtu_bytes=MTU_BYTES,
+                transport=config.transport,
+                attributes=PATIENT,
+            )
+        )
+        return ends[0]
+
+    def node(launch: object, *, timeout_s: float, pass_fds: tuple[int, ...]) -> NodeProcess:
+        return NodeProcess(launch, timeout_s=timeout_s, pass_fds=(*pass_fds, channel))
+
+    monkeypatch.setattr(client, "open_endpoint", open_endpoint)
+    monkeypatch.setattr(client, "NodeProcess", node)
+    command = (sys.executable, str(HERE / "guest_node.py"), str(channel))
+    monkeypatch.setattr(process, "COMMAND", command)
+    text = (scenarios / "surface_d5.yaml").read_text().replace("rocev2-uc", "rocev2-rc")
+    path = tmp_path / "rxe.yaml"
+    path.write_text(text)
+    what = (
+        f"run.shots={SHOTS}",
+        "system.links.up.mtu=1024B",
+        "system.links.down.mtu=1024B",
+        "system.decoder.ring.slots=256",
+        "run.wall=15min",
+    )
+    paced = f"bind.profiles.sil.rack.pace={pace}"
+    options = RunOptions(bind="sil", out=tmp_path / "sil", overrides=[*what, paced])
+    live = run_scenario(path, options)
+    model = run_scenario(path, RunOptions(bind="mil", out=tmp_path / "mil", overrides=what))
+    assert live.verdict is Verdict.PASS, live.document
+    assert model.verdict is Verdict.PASS
+    with hil.open_trace(live.trace) as a, hil.open_trace(model.trace) as b:
+        left, right = a.stream("shots"), b.stream("shots")
+        assert left["shot"].size == SHOTS
+        columns = ("detectors_b8", "obs_true_b8", "obs_pred_b8", "failed", "fallback")
+        for column in ("shot", *columns):
+            assert np.array_equal(left[column], right[column]), column
+    assert validate_trace(live.trace).ok
+    (rack,) = ends
+    counters = rack.counters()
+    assert counters["tx"] == SHOTS * MESSAGES_PER_SHOT
+    assert counters["rx_ok"] == SHOTS
+    assert counters["drop_icrc"] == 0
+    assert rack.error == ""
