@@ -193,7 +193,7 @@ def _free_slot(row: U1, psn: int, offset: np.int64, length: int, stride: int, ow
     slot = offset // stride
     if slot >= owners.size or offset % stride or owners[slot]:
         return -1
-    return slot if _big(row, 28, 4) == ((psn & 0xFFFFF) << 12 | slot) else -1
+    return int(slot) if _big(row, 28, 4) == ((psn & 0xFFFFF) << 12 | slot) else -1
 
 
 @njit(cache=True)

@@ -17,7 +17,7 @@ from hil.report.document import (
 )
 from hil.report.write import write_all
 from hil.run import provenance
-<<<<<<< HEAD
+from hil.scenario.bind import NetworkBinding
 from hil.scenario.model import (
     LINK_FAULTS,
     BreakFault,
@@ -27,10 +27,6 @@ from hil.scenario.model import (
     Scenario,
     UserCircuit,
 )
-=======
-from hil.scenario.bind import NetworkBinding
-from hil.scenario.model import BreakFault, DelayFault, Scenario, UserCircuit
->>>>>>> frm
 from hil.trace.schema import code
 from hil.units import format_ps
 from hil.verdict.judge import Verdict
