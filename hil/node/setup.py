@@ -47,7 +47,7 @@ _LONG: Final = 64
 _OWN_AFFAIR: Final = frozenset(
     (
         *("rack_address", "node_address", "psn_start_up", "psn_start_down", "allow_remote"),
-        *("rack_qp", "start", "reply_bytes"),
+        *("rack_qp", "start", "reply_bytes", "rack_device", "node_device"),
         *("primary", "predecoders", "primary_workers", "fallback", "fallback_workers"),
         *("fallback_when", "mode", "deadline_ps", "primary_deadline_ps", "primary_pred_ps"),
         *("way_back_pred_ps", "fallback_pred", "gap_timeout_ps", "answer_timeout_ps"),

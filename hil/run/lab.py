@@ -10,6 +10,7 @@ from hil.device.families import Models
 from hil.errors import UsageError
 from hil.node import setup
 from hil.node.config import NodeConfig
+from hil.node.endpoints import needs_cable
 from hil.run.live_config import Predictions, node_config
 from hil.run.parts import Decoders, build_circuits, build_decoders
 from hil.scenario.load import Loaded, load_scenario
@@ -79,7 +80,8 @@ class Lab:
         primary, and the rack judges by its own clock. There is no fallback for the same reason.
 
         Raises:
-            UsageError: an address is malformed, or both are the same.
+            UsageError: an address is malformed, both are the same, or the network joins processes
+                of one run only.
         """
         pace = self.loaded.profile.rack.pace
         predictions = Predictions(0, 0, 0)
@@ -91,4 +93,13 @@ class Lab:
             "fallback": None,
             "allow_remote": passport.allow_remote,
         }
-        return config.model_copy(update=changes).checked()
+        config = config.model_copy(update=changes).checked()
+        if needs_cable(config):
+            raise UsageError(
+                "this network joins two processes of one run",
+                where="bind.profiles.*.network",
+                got=f"{config.network} without a device",
+                allowed="soft_roce, cudaq_udp, or a network with devices",
+                fix="name rack_device and node_device, or write backend: soft_roce",
+            )
+        return config

@@ -231,13 +231,13 @@ class Standalone:
     def _introduce(self) -> None:
         config, scenario = self.config, self.lab.scenario
         blocks = " ".join(str(len(block)) for block in config.block_detectors)
-        links = scenario.system.links
         self.say(f"scenario:  {scenario.id}, {scenario.title}")
         self.say(f"circuit:   dem sha256 {', '.join(m.dem_sha256 for m in self.lab.models)}")
         self.say(f"shot:      {config.n_blocks} blocks of {blocks} bits, "
                  f"{config.n_observables} observables")  # fmt: skip
         self.say(f"decoder:   {self.lab.decoders.primary_name}, no deadline on this clock")
-        self.say(f"messages:  envelope {links.up.envelope}, payload {links.up.payload}")
+        self.say(f"messages:  envelope {config.envelope}, payload {config.payload}")
+        self.say(f"link:      {config.network}, {config.transport}, MTU {config.mtu_bytes}")
 
     def _tell_end(self, record: SessionRecord) -> None:
         self.say(f"ended:     {record.ended}, {record.seconds:.1f} s")

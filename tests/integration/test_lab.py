@@ -209,3 +209,9 @@ def test_an_address_outside_needs_flag_and_token(capfd: pytest.CaptureFixture[st
 def test_a_virtual_profile_has_nothing_to_stream() -> None:
     with pytest.raises(UsageError, match="no frame travels in this profile"):
         Lab.open(SCENARIO, "mil", ())
+
+
+def test_a_cable_inside_one_run_does_not_lead_anywhere_else() -> None:
+    lab = Lab.open(SCENARIO, "sil", [*FAST, "bind.profiles.sil.network.backend=frames"])
+    with pytest.raises(UsageError, match="joins two processes of one run"):
+        lab.exchange(rack="127.0.0.2", node="127.0.0.1", passport=Passport())
