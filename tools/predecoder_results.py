@@ -58,9 +58,9 @@ and the chain network + plain PyMatching on the *same* shots.
   batches in the same process. The network's own time is not in it.
 * LER correlated: correlated PyMatching alone, for comparison.
 
-The threshold of a network is the smallest one whose difference, bounded from above at CHOICE with
-both noises and bases pooled, is within the margin for every (d, p); shots of this choice are never
-judged on.
+The threshold of a network: of those that reach the density goal for every (d, p), the one whose
+largest bound is smallest (of the difference, one-sided at CHOICE, both noises and bases pooled);
+shots of this choice are never judged on.
 """
 
 NUMBERS = {

@@ -187,14 +187,15 @@ def _choose(tallies: Any, weights: Path, store: Path | None, *, as_json: bool) -
     else:
         keys = [f"d{d} p{p:g}" for d, p in found[0].upper]
         _table(
-            ("threshold", *keys, "density", "allowed"),
+            ("threshold", *keys, "within margin", "density", "least ratio"),
             [
-                (c.name, *(f"{100 * u:+.1f}%" for u in c.upper.values()), f"/{c.density:.2f}",
-                 "yes" if c.allowed else "no")
+                (c.name, *(f"{100 * u:+.1f}%" for u in c.upper.values()),
+                 "yes" if c.allowed else "no", f"/{c.density:.2f}", f"{min(c.ratio.values()):.2f}")
                 for c in found
             ],
         )  # fmt: skip
-        typer.echo("no threshold suits" if best is None else f"threshold: {best:g}")
+        none = "no threshold reaches the density goal"
+        typer.echo(none if best is None else f"threshold: {best:g}")
         if stored:
             typer.echo(f"stored: {store}, sha256 {stored}")
     raise typer.Exit(1 if best is None else 0)

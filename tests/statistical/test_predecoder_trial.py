@@ -24,7 +24,7 @@ from hil.run.trial.result import (
     work_table,
     worst,
 )
-from hil.run.trial.run import CHAIN, shots_of, store_threshold
+from hil.run.trial.run import CHAIN, chosen, shots_of, store_threshold
 from hil.verdict.judge import Verdict
 
 CELL = Cell(5, 0.006, "ising25", "X")
@@ -105,6 +105,19 @@ def test_thresholds_share_one_pass_and_equal_the_chain(tmp_path: Path) -> None:
     assert sweep.chains["0"].failures == sweep.chains["1"].failures > sweep.chains["2"].failures
     assert sweep.chains["2"].failures == sweep.plain
     assert [choice.allowed for choice in choices({CELL: sweep})] == [False, False, True]
+
+
+def test_of_the_useful_thresholds_the_safest_is_chosen() -> None:
+    def tally(*chains: tuple[int, int]) -> Tally:
+        """Per threshold: shots that it alone gets wrong (of 60 discordant), events left."""
+        made = {str(k): Chain(0, w, 60 - w, left, 1) for k, (w, left) in enumerate(chains)}
+        return Tally(10_000, 350, 300, 900, 1, {**made, PAIR_RULE: Chain(350, 0, 0, 600, 1)})
+
+    found, best = chosen({CELL: tally((52, 100), (50, 300), (30, 400), (20, 500))})
+    assert [choice.useful for choice in found] == [True, True, True, False]
+    assert [choice.allowed for choice in found] == [False, False, True, True]
+    assert best == 2.0
+    assert chosen({CELL: tally((20, 500))})[1] is None
 
 
 def test_bounds_of_a_choice_pool_noises_and_bases() -> None:

@@ -99,21 +99,33 @@ class Choice:
         name: of the thresholds.
         upper: per (d, p), cells of both noises and bases pooled: one-sided upper bound of the
             difference at ``CHOICE_CONFIDENCE``, as a share of plain matching's error rate.
+        ratio: per (d, p): left by the isolated-pair rule, over left by the network.
         density: fired detectors before, over those left, all cells together.
     """
 
     name: str
     upper: Mapping[tuple[int, float], float]
+    ratio: Mapping[tuple[int, float], float]
     density: float
 
     @property
     def allowed(self) -> bool:
         """Whether every bound is within the margin."""
-        return all(value <= MARGIN for value in self.upper.values())
+        return self.worst <= MARGIN
+
+    @property
+    def useful(self) -> bool:
+        """Whether the density goal is reached for every (d, p)."""
+        return min(self.ratio.values()) >= DENSITY_GOAL
+
+    @property
+    def worst(self) -> float:
+        """The largest bound."""
+        return max(self.upper.values())
 
 
 def choices(tallies: Mapping[Cell, Tally]) -> list[Choice]:
-    """All thresholds of a tally, in their order; the first one ``allowed`` is the one to take."""
+    """All thresholds of a tally, in their order."""
     names = [n for n in next(iter(tallies.values())).chains if n != PAIR_RULE]
     pooled: dict[tuple[int, float], Tally] = {}
     for cell, tally in sorted(tallies.items()):
@@ -121,25 +133,28 @@ def choices(tallies: Mapping[Cell, Tally]) -> list[Choice]:
         pooled[key] = pooled.get(key, Tally()) + tally
     found = []
     for name in names:
-        upper = {}
+        upper, ratio = {}, {}
         for key, tally in pooled.items():
             chain = tally.chains[name]
             bound = tango(chain.worse, chain.better, tally.shots, CHOICE_CONFIDENCE).upper
             upper[key] = bound * tally.shots / tally.plain if tally.plain else float("inf")
+            ratio[key] = tally.chains[PAIR_RULE].events / max(1, chain.events)
         before = sum(t.events for t in pooled.values())
         after = sum(t.chains[name].events for t in pooled.values())
-        found.append(Choice(name, upper, before / max(1, after)))
+        found.append(Choice(name, upper, ratio, before / max(1, after)))
     return found
 
 
 def choice_table(found: Sequence[Choice]) -> str:
     """Markdown table of thresholds."""
     keys = list(found[0].upper)
-    lines = _head("threshold", *(f"d{d} p{p:g}" for d, p in keys), "density", "allowed")
+    lines = _head(
+        "threshold", *(f"d{d} p{p:g}" for d, p in keys), "within margin", "density", "least ratio"
+    )
     for choice in found:
         cells = "".join(f" {100 * choice.upper[key]:+.1f} % |" for key in keys)
-        allowed = "yes" if choice.allowed else "no"
-        lines.append(f"| {choice.name} |{cells} /{choice.density:.2f} | {allowed} |")
+        allowed, least = "yes" if choice.allowed else "no", min(choice.ratio.values())
+        lines.append(f"| {choice.name} |{cells} {allowed} | /{choice.density:.2f} | {least:.2f} |")
     return "\n".join(lines) + "\n"
 
 

@@ -17,7 +17,7 @@ from hil.run.trial.result import Choice, Row, choices, judge
 CHAIN: Final = "network"
 """Name of the chain that is judged."""
 
-THRESHOLDS: Final = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+THRESHOLDS: Final = (0.0, 1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0)
 """Thresholds to choose from, equal for data and measurement channels."""
 
 CHOICE_SHARE: Final = 0.25
@@ -63,9 +63,16 @@ def judged(tallies: Mapping[Cell, Tally]) -> list[Row]:
 
 
 def chosen(tallies: Mapping[Cell, Tally]) -> tuple[list[Choice], float | None]:
-    """All thresholds of a trial of purpose ``choose``, and the smallest allowed one if any is."""
+    """All thresholds of a trial of purpose ``choose``, and the one to take.
+
+    Of those that reach the density goal for every (d, p) it is the one whose largest bound is
+    smallest; None if none reaches it. Whether that bound is within the margin is another matter:
+    ``Choice.allowed``.
+    """
     found = choices(tallies)
-    return found, next((float(choice.name) for choice in found if choice.allowed), None)
+    useful = [choice for choice in found if choice.useful]
+    best = min(useful, key=lambda choice: choice.worst, default=None)
+    return found, None if best is None else float(best.name)
 
 
 def store_threshold(weights: Path, threshold: float, out: Path) -> str:
