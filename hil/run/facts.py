@@ -18,6 +18,7 @@ from hil.report.document import (
 from hil.report.write import write_all
 from hil.run import provenance
 from hil.scenario.bind import NetworkBinding
+from hil.scenario.faults import DuplicateFault, LossFault, ReorderFault, TruncateFault
 from hil.scenario.model import (
     LINK_FAULTS,
     BreakFault,
@@ -202,10 +203,16 @@ def _link_fault(fault: LinkFault) -> str:
         again = "" if fault.every_ps is None else f" every {format_ps(fault.every_ps)}"
         what = f"pause of {format_ps(fault.value_ps)}{again}"
     else:
-        sizes = fault.model_dump(
-            exclude={"kind", "target", "at", "for_ps", "caught_by", "p"}, exclude_none=True
-        )
-        more = "".join(f", {name} {value}" for name, value in sizes.items())
+        more = ""
+        match fault:
+            case LossFault(burst=burst) if burst is not None:
+                more = f" in bursts of {burst.frames:g}, of which {100 * burst.loss:g} % are lost,"
+            case DuplicateFault(after=after):
+                more = f", {after} frames later,"
+            case ReorderFault(window=most):
+                more = f" by 1 to {most} frames"
+            case TruncateFault(value_bytes=cut):
+                more = f" by {cut} B"
         what = f"{fault.kind} of {100 * fault.p:g} % of the frames{more}"
     caught = f", to be caught by {fault.caught_by}" if fault.caught_by else ""
     return f"{what} on {fault.target}{caught}"

@@ -167,7 +167,7 @@ def test_audits_in_batches_are_those_of_the_whole() -> None:
         Rule("r", FrameFault.REORDER, 0, MILLION, 0.02, low=1, high=40),
     )
     found = []
-    for step in (7, 1000, 20_000):
+    for step in (97, 1000, 20_000):
         receiver = ArrivalAudit(plan(*rules, frames=20_000))
         for first in range(0, 20_000, step):
             receiver.take(first, min(step, 20_000 - first))
