@@ -78,7 +78,7 @@ def test_answers_through_rxe_are_those_of_in_process(
         f"run.shots={SHOTS}",
         "system.links.up.mtu=1024B",
         "system.links.down.mtu=1024B",
-        "system.decoder.ring.slots=256",
+        "system.decoder.ring.slots=1024",
         "run.wall=15min",
     )
     paced = f"bind.profiles.sil.rack.pace={pace}"
