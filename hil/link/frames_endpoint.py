@@ -36,16 +36,8 @@ ARP_EVERY_PS: Final = PS_PER_S
 """So often an unanswered ARP request is repeated (RFC 1122 section 2.3.2.1)."""
 
 FRAME_COUNTERS: Final = (
-    *(
-        "rx_arp",
-        "arp_asked",
-        "arp_answered",
-        "tx_unresolved",
-        "other_ethertype",
-        "drop_vlan",
-        "other_mac",
-    ),
-    *("drop_ip", "drop_options", "drop_fragment", "drop_udp"),
+    *("rx_arp", "arp_asked", "arp_answered", "tx_unresolved", "other_ethertype", "other_mac"),
+    *("drop_vlan", "drop_ip", "drop_options", "drop_fragment", "drop_udp"),
 )
 """Counted besides :data:`hil.link.packets.COUNTERS`. ``other_*``: what others say on the wire, such
 as IPv6 solicitations; nobody is alarmed by it."""
