@@ -36,18 +36,11 @@ ARP_EVERY_PS: Final = PS_PER_S
 """So often an unanswered ARP request is repeated (RFC 1122 section 2.3.2.1)."""
 
 FRAME_COUNTERS: Final = (
-    *(
-        "rx_arp",
-        "arp_asked",
-        "arp_answered",
-        "tx_unresolved",
-        "drop_ethertype",
-        "drop_vlan",
-        "drop_mac",
-    ),
-    *("drop_ip", "drop_options", "drop_fragment", "drop_udp"),
+    *("rx_arp", "arp_asked", "arp_answered", "tx_unresolved", "other_ethertype", "other_mac"),
+    *("drop_vlan", "drop_ip", "drop_options", "drop_fragment", "drop_udp"),
 )
-"""Counted besides :data:`hil.link.packets.COUNTERS`."""
+"""Counted besides :data:`hil.link.packets.COUNTERS`. ``other_*``: what others say on the wire, such
+as IPv6 solicitations; nobody is alarmed by it."""
 
 _JUNK_PER_POLL: Final = 1024  # so that a flood of foreign frames cannot hold poll() for ever
 _VLAN: Final = frozenset({0x8100, 0x88A8})
@@ -197,9 +190,9 @@ class FramesEndpoint(PacketEndpoint):
         if ethertype == arp.ETHERTYPE:
             return self._resolve(frame)
         if ethertype != _IPV4:
-            return "drop_vlan" if ethertype in _VLAN else "drop_ethertype"
+            return "drop_vlan" if ethertype in _VLAN else "other_ethertype"
         if frame[:6] != self._mac:
-            return "drop_mac"
+            return "other_mac"
         return _ipv4_fault(frame) or self._udp_fault(frame)
 
     def _udp_fault(self, frame: memoryview) -> str:
@@ -232,7 +225,7 @@ class FramesEndpoint(PacketEndpoint):
         try:
             message = arp.parse_arp(frame)
         except WireError:
-            return "drop_ethertype"
+            return "other_ethertype"
         if message.sender_ip == socket.inet_ntoa(self._peer_ip or _UNKNOWN_MAC[:4]):
             self._learn(message.sender_mac)
         if message.operation == arp.REQUEST and message.target_ip == self._host:

@@ -34,7 +34,9 @@ class Server:
 
     def do(self, method: str, name: str, *args: object) -> None:
         if method == "neighbour":  # the host's rack does not poll while its node starts
-            os.system(f"/usr/sbin/ip neigh replace {name} lladdr {args[0]} dev eth0 nud permanent")
+            words = f"ip neigh replace {name} lladdr {args[0]} dev eth0 nud permanent".split()
+            if os.spawnv(os.P_WAIT, "/usr/sbin/ip", words):
+                raise OSError(" ".join(words))
             return
         if method == "open":
             queue = self.queues[name] = VerbsQueue(*args)

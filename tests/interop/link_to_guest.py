@@ -28,7 +28,11 @@ SLOTS, STRIDE = 64, 4096
 WINDOW = 24
 UC_WINDOW = 8  # nothing tells the sender that no receive is posted
 GIVE_UP_S = 15.0
-PATIENT = RcAttributes(path_mtu=1024, timeout=20)  # 4.3 s: both ends may wait for a processor
+# 4.3 s: both ends may wait for a processor. A small window and a wait of 41 ms when no slot is
+# free: what is repeated in vain takes the guest's time.
+PATIENT = RcAttributes(
+    path_mtu=1024, timeout=20, min_rnr_timer=24, queue_packets=8192, window_packets=16
+)
 
 
 def is_ack(frame: bytes | memoryview) -> bool:

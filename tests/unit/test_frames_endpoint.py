@@ -154,10 +154,10 @@ def _with_options(frame: bytearray) -> bytes:
 
 REFUSED: list[tuple[str, str, Callable[[bytearray], bytes]]] = [
     ("drop_vlan", "802.1Q tag", _tagged),
-    ("drop_ethertype", "IPv6", _set(12, "!H", 0x86DD)),
-    ("drop_ethertype", "no header", lambda f: bytes(f[:9])),
-    ("drop_ethertype", "ARP, cut", lambda f: bytes(f[:12]) + b"\x08\x06" + bytes(20)),
-    ("drop_mac", "another card", _set(5, "!B", 0x0C)),
+    ("other_ethertype", "IPv6", _set(12, "!H", 0x86DD)),
+    ("other_ethertype", "no header", lambda f: bytes(f[:9])),
+    ("other_ethertype", "ARP, cut", lambda f: bytes(f[:12]) + b"\x08\x06" + bytes(20)),
+    ("other_mac", "another card", _set(5, "!B", 0x0C)),
     ("drop_ip", "cut", lambda f: bytes(f[:40])),
     ("drop_ip", "version", _set(14, "!B", 0x65)),
     ("drop_ip", "checksum", _set(24, "!H", 0x1234)),

@@ -66,7 +66,7 @@ def main() -> int:
                 "vlan": seen["drop_vlan"],
                 "asked": asked["arp_asked"],
                 "answered": seen["arp_answered"],
-                "own": asked["drop_peer"] + asked["drop_mac"],
+                "own": asked["drop_peer"] + asked["other_mac"],
             }
         )
     )
