@@ -132,6 +132,23 @@ def scenarios() -> Path:
 
 
 @pytest.fixture
+def pair_rule_scenario(scenarios: Path, tmp_path: Path) -> Path:
+    """The shipped scenario with a pre-decoder, but the isolated-pair rule instead of a network."""
+    text = (scenarios / "ising_d5.yaml").read_text()
+    for network, rule in (
+        ("weights: hil-surface-1,", "rule: isolated_pair,"),
+        ("        predecoder: ort_cpu\n        precision: fp32\n", ""),
+        (", predecoder: ort_cpu, precision: fp32", ""),
+        ("by_events: {0: 1.9ms}", "by_events: {0: 430us, 10: 530us}"),
+    ):
+        assert network in text
+        text = text.replace(network, rule)
+    path = tmp_path / "pair_rule.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
 def loopback() -> tuple[str, str]:
     """Rack and node address of this process's own, so that parallel tests do not collide."""
     number = os.getpid() % 16000

@@ -92,7 +92,7 @@ REGISTRY: Final[dict[str, Architecture]] = {
         _stack("5", "256x6", 256, 6),
         *(
             _stack(f"hil-{w}x{n}", f"hil {w}x{n}", w, n)
-            for w, n in ((32, 4), (48, 4), (48, 6), (64, 6))
+            for w, n in ((32, 4), (32, 6), (48, 4), (48, 6), (64, 6))
         ),
     )
 }

@@ -13,6 +13,7 @@ from hil.run.interrupt import Interrupt
 from hil.run.provenance import software
 
 if TYPE_CHECKING:
+    from gpu_decoder.ising.network import Architecture
     from gpu_decoder.ising.training.config import TrainingConfig
     from gpu_decoder.ising.training.loop import Progress, Training
 
@@ -113,7 +114,6 @@ def train(
 
 def _write(training: Training, folder: Path, versions: dict[str, str]) -> Path:
     """Averaged weights as SafeTensors, and beside them what they come from."""
-    from gpu_decoder.ising.network import architecture
     from gpu_decoder.ising.weights import Weights, save_weights
 
     config = training.config
@@ -127,7 +127,7 @@ def _write(training: Training, folder: Path, versions: dict[str, str]) -> Path:
         "noise_sha256": {f"{model} p={p:g}": digest for (model, p), digest in noises},
     }
     weights = Weights(
-        architecture=architecture("custom", config.filters, config.kernels),
+        architecture=_architecture(config.filters, config.kernels),
         layers=tuple(training.layers()),
         quant_format="fp16",
         metadata={
@@ -141,6 +141,16 @@ def _write(training: Training, folder: Path, versions: dict[str, str]) -> Path:
     record["sha256"] = save_weights(path, weights)
     path.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def _architecture(filters: tuple[int, ...], kernels: tuple[int, ...]) -> Architecture:
+    """The registered one of this form, or one that is described by it."""
+    from gpu_decoder.ising.network import REGISTRY, architecture
+
+    for known in REGISTRY.values():
+        if (known.filters, known.kernels) == (filters, kernels):
+            return known
+    return architecture("custom", filters, kernels)
 
 
 def training_interrupt() -> Interrupt:

@@ -129,7 +129,7 @@ def _entries(data: object, path: Path) -> Iterator[tuple[object, Path]]:
 
 
 def _refusal(document: Document, path: Path) -> Problem:
-    if path[-2] == "network" and path[-1] in {"address", "device"}:
+    if path[-2:] in {("network", "address"), ("network", "device")}:
         fix = f"write rack_{path[-1]} and node_{path[-1]}"
     else:
         fix = f"remove '{path[-1]}'"

@@ -80,10 +80,10 @@ def test_an_interrupted_run_resumes_to_the_same_content(
 
 
 def test_behind_a_predecoder_an_interrupted_run_is_decoded_again_to_the_same_content(
-    scenarios: Path, tmp_path: Path
+    pair_rule_scenario: Path, tmp_path: Path
 ) -> None:
     """The pre-decoder's events left decide the service times, and only decoding tells them."""
-    path, out = scenarios / "ising_d5.yaml", tmp_path / "run"
+    path, out = pair_rule_scenario, tmp_path / "run"
     few = (
         "run.shots=17000",  # two batches of the sampler
         "run.record.level=shots",

@@ -65,7 +65,7 @@ def models(
 
 @pytest.fixture
 def network(scenarios: Path, tmp_path: Path) -> Path:
-    """The shipped scenario, small, with a network in place of the rule, and loud noise."""
+    """The shipped scenario, small, with a network of random values, and loud noise."""
     data = yaml.safe_load((scenarios / "ising_d5.yaml").read_text())
     (tmp_path / "w.safetensors").write_bytes(WEIGHTS.read_bytes())
     qpu, decoder = data["system"]["qpu"], data["system"]["decoder"]
@@ -174,7 +174,7 @@ def test_the_shipped_scenario_passes(scenarios: Path, tmp_path: Path) -> None:
     assert {"ler", "density", "backend"} <= set(ids)
     screen = StringIO()
     terminal.show(result.document, Console(file=screen, width=80))
-    assert "decoded by: isolated_pair, then pymatching" in screen.getvalue()
+    assert "decoded by: hil-32x6, onnxruntime" in screen.getvalue()
 
 
 def test_trace_of_a_network(network: Path) -> None:

@@ -174,7 +174,7 @@ def _udp_sockets() -> set[tuple[str, str]]:
 
 
 def test_broken_primaries_are_answered_by_the_fallback(
-    scenarios: Path, tmp_path: Path, loopback: tuple[str, str]
+    pair_rule_scenario: Path, tmp_path: Path, loopback: tuple[str, str]
 ) -> None:
     """At this pace failures are samples, as durations are, and the executor decides."""
     broken = ", ".join(
@@ -189,7 +189,7 @@ def test_broken_primaries_are_answered_by_the_fallback(
         f"faults={{{broken}}}",
         "expect={backend: {metric: decoder.backend_mismatch, equals: 0}}",
     )
-    path = scenarios / "ising_d5.yaml"
+    path = pair_rule_scenario
     live = run_scenario(path, _options(tmp_path / "sil", loopback, *what))
     options = RunOptions(bind="mil", out=tmp_path / "mil", overrides=what)
     model = run_scenario(path, options)

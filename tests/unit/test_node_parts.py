@@ -175,11 +175,11 @@ def test_the_command_reads_its_launch_line_from_a_file(
     path = tmp_path / "launch.json"
     path.write_text("{}")
     with pytest.raises(typer.Exit) as stop:
-        serve(str(path))
+        serve(config=str(path))
     assert stop.value.exit_code == 3
     assert "config" in json.loads(capsys.readouterr().out)["error"]
     with pytest.raises(UsageError, match="cannot be read"):
-        serve(str(tmp_path / "missing"))
+        serve(config=str(tmp_path / "missing"))
 
 
 def model() -> str:

@@ -230,7 +230,8 @@ def test_a_thousand_half_open_set_ups_are_bounded(lobby: Lobby) -> None:
             strangers.append(knock(lobby))
             lobby.serve(number / 100)  # ten seconds of a clock that is passed in
             most = max(most, lobby.half_open)
-            assert _open_files() <= before + len(strangers) + LIMITS.half_open
+            others = 20  # the rest of this process may open some, but none per stranger
+            assert _open_files() <= before + len(strangers) + LIMITS.half_open + others
         assert most == LIMITS.half_open
         assert lobby.count["over_rate"] + lobby.count["displaced"] + lobby.half_open == 1000
         assert lobby.count["over_rate"] == 800
