@@ -34,7 +34,7 @@ from link_to_guest import (
 from remote_queue import Line, RemoteQueue
 
 from hil.link import soft_roce
-from hil.link.endpoint import Completion
+from hil.link.endpoint import Completion, PeerAddress
 from hil.link.verbs import VerbsEndpoint
 from hil.wire.icrc import IcrcPath
 
@@ -51,7 +51,18 @@ class Unseen(IcrcPath):
         return True
 
 
+class AnyPort(tuple):  # noqa: SLOT001 - it holds nothing more
+    """An address that equals every port of its host: rxe sends from one of its own."""
+
+    def __ne__(self, other: object) -> bool:
+        return not isinstance(other, tuple) or other[0] != self[0]
+
+
 class TrustingSoftRoce(soft_roce.SoftRoceEndpoint):
+    def connect(self, peer: PeerAddress) -> None:
+        super().connect(peer)
+        self._peer_end = AnyPort(self._peer_end)
+
     def _arrived(
         self, datagram: memoryview, t_rx_ps: int, path: IcrcPath | None = None
     ) -> Completion | None:

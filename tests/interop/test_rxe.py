@@ -59,7 +59,7 @@ def test_rc_delivers_all_once_and_in_order(joint: Joint, *, to_guest: bool) -> N
     assert all(done.arrival == Arrival.IN_ORDER for done in got.completions)
     counters = ends.host.counters()
     assert (ends.host.error, ends.guest.error) == ("", "")
-    assert counters["drop_icrc"] == counters["rx_nak"] == counters["tx_nak"] == 0
+    assert counters["drop_icrc"] == counters["tx_nak"] == 0
     ends.close()
 
 

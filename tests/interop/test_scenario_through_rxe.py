@@ -30,8 +30,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.live, pytest.mark.needs("rxe_vm")]
 
 HERE = Path(__file__).parent
 SHOTS = 1000
-MESSAGES_PER_SHOT = 7  # six blocks and a request
-PACE = 20
+ROUNDS = 2
+MESSAGES_PER_SHOT = ROUNDS + 2  # the rounds, the data readout and a request
+PACE = 55
 WAIT_PS = 600 * PS_PER_S  # nothing is given up: an emulated guest on a busy machine has no speed
 
 
@@ -71,6 +72,7 @@ def test_answers_through_rxe_are_those_of_in_process(
     path.write_text(text)
     what = (
         f"run.shots={SHOTS}",
+        f"system.qpu.circuit.rounds={ROUNDS}",
         "system.links.up.mtu=1024B",
         "system.links.down.mtu=1024B",
         "system.decoder.ring.slots=1024",
@@ -80,8 +82,8 @@ def test_answers_through_rxe_are_those_of_in_process(
     options = RunOptions(bind="sil", out=tmp_path / "sil", overrides=[*what, paced])
     live = run_scenario(path, options)
     model = run_scenario(path, RunOptions(bind="mil", out=tmp_path / "mil", overrides=what))
-    assert live.verdict is Verdict.PASS, live.document
-    assert model.verdict is Verdict.PASS
+    assert live.verdict is model.verdict, live.document  # so few shots may leave the LER open
+    assert live.verdict in {Verdict.PASS, Verdict.INCONCLUSIVE}
     with hil.open_trace(live.trace) as a, hil.open_trace(model.trace) as b:
         left, right = a.stream("shots"), b.stream("shots")
         assert left["shot"].size == SHOTS
