@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.live, pytest.mark.usefixtures("no_orphans")]
 SHOTS = 500
 
 
-@pytest.mark.parametrize("transport", ["uc", "rc"])
+@pytest.mark.parametrize("transport", ["uc", pytest.param("rc", marks=pytest.mark.slow)])
 def test_answers_over_frames_are_those_of_in_process(
     scenarios: Path, tmp_path: Path, transport: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""One guest for all interoperation tests of a run."""
+"""One guest for all interoperation tests of a run; it ends with them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 RUN_S = 1200  # the guest ends with the tests; this is for a machine that has no time for it
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def joint() -> Iterator[Joint]:
     """A running guest that serves queue pairs; needs ``rxe_vm``."""
     files = [Path(verbs_queue.__file__)]

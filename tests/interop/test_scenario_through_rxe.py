@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 SHOTS = 1000
 ROUNDS = 2
 MESSAGES_PER_SHOT = ROUNDS + 2  # the rounds, the data readout and a request
-PACE = 55
+PACE = 3  # and a period of 20 ms: an emulated guest takes about 10 ms a message
 WAIT_PS = 600 * PS_PER_S  # nothing is given up: an emulated guest on a busy machine has no speed
 
 
@@ -73,6 +73,7 @@ def test_answers_through_rxe_are_those_of_in_process(
     what = (
         f"run.shots={SHOTS}",
         f"system.qpu.circuit.rounds={ROUNDS}",
+        "system.qpu.shot_period=20ms",
         "system.links.up.mtu=1024B",
         "system.links.down.mtu=1024B",
         "system.decoder.ring.slots=1024",
