@@ -35,8 +35,8 @@ test: $(STAMP)
 	$(BIN)/python tools/check_skips.py $(VENV)/junit-test.xml $(VENV)/junit-live.xml
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m 'slow and not live' -n 2 --junitxml=$(VENV)/junit-slow.xml
-	$(BIN)/python -m pytest -m 'slow and live' --junitxml=$(VENV)/junit-slow-live.xml
+	$(BIN)/python -m pytest -m 'slow and not live and not soak' -n 2 --junitxml=$(VENV)/junit-slow.xml
+	$(BIN)/python -m pytest -m 'slow and live and not soak' --junitxml=$(VENV)/junit-slow-live.xml
 	$(BIN)/python tools/check_skips.py $(VENV)/junit-slow.xml $(VENV)/junit-slow-live.xml
 
 check: $(STAMP)

@@ -247,6 +247,19 @@ def predecoder() -> str:
     return _paragraph("See [predecoder-results.md](predecoder-results.md).")
 
 
+def interop() -> str:
+    """The interoperation tests that wait long for an emulated guest, and those of `make test-slow`."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rA", "tests/interop"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    rows = re.findall(r"^(PASSED|FAILED|ERROR|SKIPPED) (.+)$", done.stdout, flags=re.MULTILINE)
+    lines = [f"| `{what.rpartition('::')[2]}` | {fate.lower()} |\n" for fate, what in rows]
+    head = (
+        "Against rdma_rxe of a stock Debian kernel in an emulated guest.\n\n| test | |\n|---|---|\n"
+    )
+    end = done.stdout.rstrip().rpartition("\n")[2].strip("= ")
+    return f"{head}{''.join(lines)}\n{end}\n"
+
+
 SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "memory": ("1e7 rounds, virtual, record level shots", memory),
     "clean": ("1e8 clean rounds", clean),
@@ -254,6 +267,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "fuzz": ("Hostile frames", fuzzed),
     "ising": ("Ising circuits against recorded error rates", ising),
     "bench": ("Speed of the model", bench),
+    "interop": ("Interoperation with Linux rdma_rxe", interop),
     "predecoder": ("Shipped networks on trial", predecoder),
 }
 """Name -> title and what makes the body, in the order of the page."""

@@ -247,6 +247,7 @@ def test_rxe_refuses_access_and_our_pair_ends_in_error(joint: Joint, what: str) 
     ends.close()
 
 
+@pytest.mark.soak
 @pytest.mark.needs("tap")
 def test_soft_roce_through_a_tap_device(joint: Joint) -> None:
     """UDP, IPv4 and ARP are this machine's kernel's: the ICRC that we computed is right there."""

@@ -26,7 +26,10 @@ from hil.timebase import PS_PER_S
 from hil.trace.validate import validate_trace
 from hil.verdict.judge import Verdict
 
-pytestmark = [pytest.mark.slow, pytest.mark.live, pytest.mark.needs("rxe_vm")]
+pytestmark = [
+    *(pytest.mark.slow, pytest.mark.live, pytest.mark.soak),
+    pytest.mark.needs("rxe_vm"),
+]
 
 HERE = Path(__file__).parent
 SHOTS = 1000
