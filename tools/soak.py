@@ -248,7 +248,7 @@ def predecoder() -> str:
 
 
 def interop() -> str:
-    """The interoperation tests that wait long for an emulated guest, and those of `make test-slow`."""
+    """All interoperation tests; some of them wait long for the emulated guest."""
     command = [sys.executable, "-m", "pytest", "-q", "-rA", "tests/interop"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     rows = re.findall(r"^(PASSED|FAILED|ERROR|SKIPPED) (.+)$", done.stdout, flags=re.MULTILINE)
