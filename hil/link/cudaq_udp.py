@@ -27,6 +27,7 @@ from hil.link.endpoint import (
     Prepared,
     Stage,
     Transport,
+    places_of,
 )
 from hil.link.packets import COUNTERS
 from hil.link.sequence import Arrival
@@ -157,12 +158,8 @@ class CudaqUdpEndpoint:
         kind: Kind = "write_imm",
     ) -> Prepared:
         """See :meth:`hil.link.endpoint.Endpoint.prepare`; rows have the length of a slot."""
-        if (slots is None) != (kind == "send"):
-            raise LinkError("slots are given for kind 'write_imm' and only for it", got=kind)
-        where = np.zeros(len(payloads), np.int64) if slots is None else np.asarray(slots, np.int64)
-        stride = 0
-        for slot in (int(where.min()), int(where.max())) if len(where) else ():
-            stride = self._checked(payloads.shape[1], slot).stride
+        where = places_of(payloads, slots, kind, self._checked)
+        stride = self._checked(payloads.shape[1], 0).stride
         rows = np.zeros((len(payloads), stride), np.uint8)
         rows[:, : payloads.shape[1]] = payloads
         return Prepared(kind, rows, where)

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from hil.errors import LinkError
 from hil.link.sequence import Arrival
 
 Kind: TypeAlias = Literal["write_imm", "send"]
@@ -185,3 +186,28 @@ class Endpoint(Protocol):
     def close(self) -> None:
         """Let go of socket and address; closing twice is fine."""
         ...
+
+
+def places_of(
+    payloads: npt.NDArray[np.uint8],
+    slots: npt.NDArray[np.int64] | None,
+    kind: Kind,
+    check: Callable[[int, int], object],
+) -> npt.NDArray[np.int64]:
+    """Slots i8[n] of messages to be prepared, zeros for sends.
+
+    Args:
+        payloads: u1[n, L].
+        slots: i8[n]; None for kind ``send`` and only for it.
+        kind: of the messages.
+        check: raises where a payload of so many bytes does not fit that slot of the peer.
+
+    Raises:
+        LinkError: slots and kind do not go together.
+    """
+    if (slots is None) != (kind == "send"):
+        raise LinkError("slots are given for kind 'write_imm' and only for it", got=kind)
+    where = np.zeros(len(payloads), np.int64) if slots is None else np.asarray(slots, np.int64)
+    for slot in (int(where.min()), int(where.max())) if len(where) else ():
+        check(payloads.shape[1], slot)
+    return where

@@ -11,13 +11,23 @@ from __future__ import annotations
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from hil.errors import LinkError
-from hil.link.endpoint import Buffer, Completion, Kind, PeerAddress, Prepared, Stage, Transport
+from hil.link.endpoint import (
+    Buffer,
+    Completion,
+    Kind,
+    PeerAddress,
+    Prepared,
+    Stage,
+    Transport,
+    places_of,
+)
 from hil.link.rc_pair import RcPair
 from hil.link.rc_requester import RcAttributes
 from hil.link.receiver import COUNTED
@@ -213,11 +223,7 @@ class PacketEndpoint(ABC):
         kind: Kind = "write_imm",
     ) -> Prepared:
         """See :meth:`hil.link.endpoint.Endpoint.prepare`."""
-        if (slots is None) != (kind == "send"):
-            raise LinkError("slots are given for kind 'write_imm' and only for it", got=kind)
-        where = np.zeros(len(payloads), np.int64) if slots is None else np.asarray(slots, np.int64)
-        for slot in (int(where.min()), int(where.max())) if len(where) else ():
-            self._check(payloads.shape[1], slot, one_packet=True)
+        where = places_of(payloads, slots, kind, partial(self._check, one_packet=True))
         if kind == "send":
             rows = send_rows(payloads, 0, self._target.qp, None)
         else:

@@ -35,6 +35,7 @@ from hil.link.endpoint import (
     Prepared,
     Stage,
     Transport,
+    places_of,
 )
 from hil.link.packets import COUNTERS
 from hil.link.rc_requester import RcAttributes
@@ -279,11 +280,7 @@ class VerbsEndpoint:
         kind: Kind = "write_imm",
     ) -> Prepared:
         """See :meth:`hil.link.endpoint.Endpoint.prepare`; the rows are payloads, no packets."""
-        if (slots is None) != (kind == "send"):
-            raise LinkError("slots are given for kind 'write_imm' and only for it", got=kind)
-        where = np.zeros(len(payloads), np.int64) if slots is None else np.asarray(slots, np.int64)
-        for slot in (int(where.min()), int(where.max())) if len(where) else ():
-            self._check(payloads.shape[1], slot)
+        where = places_of(payloads, slots, kind, self._check)
         return Prepared(kind, np.ascontiguousarray(payloads), where)
 
     def post(self, prepared: Prepared, index: int) -> None:
