@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from hil.cli.place import host_and_port, number
+from hil.cli.place import Remote, host_and_port, number
 from hil.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Registers of a sensor bridge: set up, play, read.")
 
 Address: TypeAlias = Annotated[str, typer.Option(help="HOST[:PORT] of the control plane.")]
-Remote: TypeAlias = Annotated[
-    bool, typer.Option("--allow-remote", help="Permit an address outside this machine.")
-]
 
 
 def _board(address: str, *, allow_remote: bool) -> ControlPlane:

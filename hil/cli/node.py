@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hil.cli.complete import profiles
-from hil.cli.place import host_and_port
+from hil.cli.place import Remote, TokenFile, host_and_port
 from hil.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Decoder node: alone, for racks from anywhere.")
@@ -45,13 +45,9 @@ def serve(
         int | None, typer.Option(min=1, help="End after so many sessions.  [default: on Ctrl-C]")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Summary of all sessions as JSON.")] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(help="File with the shared token, in place of HIL_TOKEN.")
-    ] = None,
+    token_file: TokenFile = None,
     *,
-    allow_remote: Annotated[
-        bool, typer.Option("--allow-remote", help="Permit addresses outside this machine.")
-    ] = False,
+    allow_remote: Remote = False,
     config: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serve SCENARIO's decoder to racks that come from anywhere, until Ctrl-C.

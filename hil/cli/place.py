@@ -1,8 +1,20 @@
-"""Addresses and numbers on the command line: ``HOST:PORT``, ``0x1f02``."""
+"""Addresses and numbers on the command line, and what permits to leave this machine."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
 from hil.errors import UsageError
+
+TokenFile: TypeAlias = Annotated[
+    Path | None, typer.Option(help="File with the shared token, in place of HIL_TOKEN.")
+]
+Remote: TypeAlias = Annotated[
+    bool, typer.Option("--allow-remote", help="Permit addresses outside this machine.")
+]
 
 
 def host_and_port(text: str, option: str, default_port: int | None = None) -> tuple[str, int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hil.cli.complete import profiles
-from hil.cli.place import host_and_port, number
+from hil.cli.place import Remote, TokenFile, host_and_port, number
 
 if TYPE_CHECKING:
     from hil.link.endpoint import PeerAddress
@@ -46,16 +46,12 @@ def stream(
         typer.Option(parser=number, help="Foreign node: our queue pair.  [default: random]"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Summary as JSON.")] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(help="File with the shared token, in place of HIL_TOKEN.")
-    ] = None,
+    token_file: TokenFile = None,
     *,
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare every answer with our own decoder's.")
     ] = False,
-    allow_remote: Annotated[
-        bool, typer.Option("--allow-remote", help="Permit addresses outside this machine.")
-    ] = False,
+    allow_remote: Remote = False,
 ) -> None:
     """Send SCENARIO's shots to a node that runs already; count and time its answers.
 
